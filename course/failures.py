@@ -1,0 +1,105 @@
+"""From an exception to the lines that a student reads: what was compared, or where the own code broke.
+
+No traceback through the harness: only frames of the implementation under test and the line of the test.
+"""
+
+import linecache
+import re
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from course.lang import tr
+from course.outcomes import TIMEOUT, TODO, TestOutcome
+
+if TYPE_CHECKING:
+    import pytest
+
+_TASK = re.compile(r"task (\d+\.\d+): ")
+
+
+class TimeLimitExceeded(BaseException):
+    """A test took longer than its limit. Not an Exception, so that `except Exception` cannot swallow it."""
+
+
+def explain(outcome: TestOutcome, error: BaseException, item: "pytest.Item", root: Path) -> None:
+    """Fill in `outcome` from the exception that ended the test."""
+    todo = _unwritten_task(error)
+    if todo is not None:
+        outcome.outcome = TODO
+        outcome.todo_task, outcome.todo_file, outcome.todo_line = todo
+        outcome.raised = "NotImplementedError"
+        return
+    own = _own_frames(error, root)
+    rows = [(tr("setup", "场景"), outcome.setup)] if outcome.setup else []
+    if isinstance(error, TimeLimitExceeded):
+        outcome.outcome = TIMEOUT
+        text = tr(
+            f"more than {error.args[0]:g} s: a loop without an end?",
+            f"超过 {error.args[0]:g} 秒：是不是有死循环？",
+        )
+        rows += [(tr("time limit", "超时"), text), *own]
+    elif hasattr(error, "lines"):  # course.expect.Mismatch, not imported here because it imports torch
+        rows += error.lines()
+        if error.__cause__ is not None:
+            rows += _own_frames(error.__cause__, root)
+    elif isinstance(error, AssertionError) and not own:
+        rows.append((tr("failed", "失败"), str(error)))
+    else:
+        rows += [(tr("raised", "抛出"), f"{type(error).__name__}: {error}"), *own]
+    rows.append((tr("test", "测试"), _test_line(error, item)))
+    outcome.raised = type(error).__name__
+    outcome.message = rows
+
+
+def render(outcome: TestOutcome) -> str:
+    """The message as aligned text."""
+    if outcome.outcome == TODO:
+        return f"TODO {outcome.todo_task} {outcome.todo_file}:{outcome.todo_line}"
+    column = max(width(label) for label, _ in outcome.message)
+    lines = []
+    for label, text in outcome.message:
+        pad = " " * (column - width(label))
+        indented = text.replace("\n", "\n" + " " * (column + 4))
+        lines.append(f"  {label}{pad}  {indented}")
+    return "\n".join(lines)
+
+
+def _unwritten_task(error: BaseException | None) -> tuple[str, str, int] | None:
+    """(task, file, line) of a skeleton's NotImplementedError in the chain of `error`, or None."""
+    seen = 0
+    while error is not None and seen < 10:
+        match = _TASK.match(str(error)) if isinstance(error, NotImplementedError) else None
+        if match:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            return match[1], Path(frame.filename).name, frame.lineno or 0
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return None
+
+
+def _own_frames(error: BaseException, root: Path) -> list[tuple[str, str]]:
+    """Where the implementation's own code was, outermost first; for a SyntaxError, the line that it names."""
+    label = tr("your code", "你的代码")
+    if isinstance(error, SyntaxError) and error.filename:
+        return [(label, f"{Path(error.filename).name}:{error.lineno}    {(error.text or '').strip()}")]
+    rows = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if path.is_relative_to(root) and "testcases" not in path.relative_to(root).parts:
+            line = (frame.line or "").strip()
+            rows.append((label, f"{path.name}:{frame.lineno} in {frame.name}    {line}"))
+            label = ""
+    return rows[-4:] if len(rows) <= 4 else [(tr("your code", "你的代码"), "…"), *rows[-3:]]
+
+
+def _test_line(error: BaseException, item: "pytest.Item") -> str:
+    """file:line and text of the deepest line in the test file that the exception passed through."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == item.path]
+    number = (lines[-1] if lines else None) or item.reportinfo()[1] or 1
+    text = linecache.getline(str(item.path), number).strip()
+    return f"{item.path.parent.name}/{item.path.name}:{number} in {item.name}    {text}"
+
+
+def width(text: str) -> int:
+    """Columns on a terminal: a Chinese character takes two."""
+    return sum(2 if ord(char) > 0x2E7F else 1 for char in text)
