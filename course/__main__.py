@@ -5,7 +5,9 @@ does not pass is exit status 1.
 """
 
 import argparse
+import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from course import lang
@@ -31,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _language_of(arguments: list[str]) -> str | None:
     """`--lang` wherever it stands, because the help texts need it before anything is parsed."""
-    for here, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for here, after in itertools.pairwise([*arguments, ""]):
         if here == "--lang":
             return after
         if here.startswith("--lang="):
@@ -48,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=status)
     commands = parser.add_subparsers(title=tr("commands", "命令"), metavar="COMMAND")
 
-    def add(name: str, run, help_: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, parents=[common], help=help_, description=help_)
         command.set_defaults(run=run)
         return command
@@ -338,17 +340,17 @@ def _print_build_table(chosen: list[Lesson]) -> None:
 
 def gates(options: argparse.Namespace) -> int:
     """Run the gates, print the table and the holes; exit status 1 when there is one."""
-    from rich.progress import track
+    from rich.console import Console
+    from rich.progress import Progress
 
     from course import gates as prover
     from course.tables import print_table
 
     chosen = _chosen(options.lessons)
     total = prover.count_trials(chosen)
-    bar = iter(track(range(total), description="gates", transient=True, disable=not sys.stderr.isatty()))
-    rows = prover.run_gates(chosen, options.jobs, lambda: next(bar, None))
-    for _ in bar:  # closes the bar, whatever the number of runs was
-        pass
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("gates", total=total)
+        rows = prover.run_gates(chosen, options.jobs, lambda: bar.advance(task))
     print_table(prover.headers(), [row.cells() for row in rows])
     for row in rows:
         for hole in row.holes:

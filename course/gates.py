@@ -118,9 +118,10 @@ def _trials(lesson: Lesson, catalogue: Catalogue, scratch: Path, entries: dict[s
             write_patched(lesson, entry, target)
             key = f"{kind}:{entry.id}"
             entries[f"{lesson.name}:{key}"] = entry
-            trials.append(Trial(key, lesson, target))
-            if kind == "variant":
-                trials.append(Trial(key, lesson, target, seed=_SECOND_SEED))
+            if kind == "mistake":  # it is enough to run the tests that should catch it
+                trials.append(Trial(key, lesson, target, tests=frozenset(entry.caught_by)))
+            else:
+                trials += [Trial(key, lesson, target), Trial(key, lesson, target, seed=_SECOND_SEED)]
     return trials
 
 

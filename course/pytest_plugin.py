@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ class Run:
         self.lessons: dict[str, Lesson] = {}
         self.outcomes: list[TestOutcome] = []
         self.partial = False  # some tests were deselected, so tasks cannot be judged for good
+
+
+def run_of(config: pytest.Config) -> Run:
+    """The run that a pytest session records into."""
+    return config.stash[_RUN]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -230,7 +235,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     report = yield
     lesson = item.stash.get(_LESSON, None)
     if lesson is None or (report.passed and report.when != "call"):
@@ -247,7 +252,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def _describe(item: pytest.Item, lesson: Lesson, report: Any) -> TestOutcome:
     names = {"passed": PASSED, "failed": FAILED, "skipped": SKIPPED}
     recorder = item.stash.get(_RECORDER, None)
-    doc = (getattr(item, "obj", None) and item.obj.__doc__) or ""
+    doc = getattr(getattr(item, "obj", None), "__doc__", None) or ""
     return TestOutcome(
         nodeid=item.nodeid,
         lesson=lesson.name,
@@ -288,7 +293,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def pytest_sessionfinish(session: pytest.Session) -> None:
     run = session.config.stash[_RUN]
     report = session.config.getoption("--report")
-    if report:
+    if report and run.outcomes:
         summary.write_report(Path(session.config.invocation_params.dir, report), run)
     if run.implementation.is_students and not run.partial and run.outcomes:
         progress.record(list(run.lessons.values()), run.outcomes)

@@ -1,5 +1,6 @@
 """Tables on the terminal, by rich (which knows that a Chinese character takes two columns)."""
 
+import sys
 from collections.abc import Sequence
 
 
@@ -18,4 +19,6 @@ def print_table(
         table.add_column(header, footer, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
+    # Into a file or a pipe there is no width to keep to: do not fold the cells there.
+    width = None if sys.stdout.isatty() else 160
+    Console(highlight=False, markup=False, width=width).print(table)

@@ -1,0 +1,40 @@
+# Each target makes .venv first if it is missing, unfinished, or older than requirements.txt.
+
+PYTHON ?= python3
+VENV_PYTHON := .venv/bin/python
+
+.PHONY: help learn test train lint types gates clean ready
+
+help:
+	@echo "make learn   install, and start the course: the map, your next lesson, what to do next"
+	@echo "make test    install, and run everything that proves this repository"
+	@echo "make train   install, and train a small GPT on real text with the production package"
+	@echo "make gates   prove that the lessons' tests are good (part of make test)"
+	@echo "make lint    format and lint check; make types: type check (parts of make test)"
+	@echo "make clean   remove .venv, caches and runs; your code and your progress stay"
+
+ready:
+	@$(PYTHON) course/bootstrap.py
+
+learn: ready
+	@$(VENV_PYTHON) -m course learn
+
+train: ready
+	@$(VENV_PYTHON) -m training pretrain
+
+lint: ready
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m ruff check .
+
+types: ready
+	$(VENV_PYTHON) -m mypy
+
+gates: ready
+	$(VENV_PYTHON) -m course build --check
+	$(VENV_PYTHON) -m course gates
+
+test: lint types gates
+	$(VENV_PYTHON) -m pytest testcases -q
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs *.egg-info
