@@ -47,7 +47,8 @@ def explain(outcome: TestOutcome, error: BaseException, item: "pytest.Item", roo
         rows.append((tr("failed", "失败"), str(error)))
     else:
         rows += [(tr("raised", "抛出"), f"{type(error).__name__}: {error}"), *own]
-    rows.append((tr("test", "测试"), _test_line(error, item)))
+    # A comparison has said it all; an error in the test's own line needs that line.
+    rows.append((tr("test", "测试"), _test_line(error, item, with_text=not hasattr(error, "lines"))))
     outcome.raised = type(error).__name__
     outcome.message = rows
 
@@ -92,12 +93,12 @@ def _own_frames(error: BaseException, root: Path) -> list[tuple[str, str]]:
     return rows[-4:] if len(rows) <= 4 else [(tr("your code", "你的代码"), "…"), *rows[-3:]]
 
 
-def _test_line(error: BaseException, item: "pytest.Item") -> str:
-    """file:line and text of the deepest line in the test file that the exception passed through."""
+def _test_line(error: BaseException, item: "pytest.Item", with_text: bool) -> str:
+    """file:line (and text) of the deepest line in the test file that the exception passed through."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == item.path]
     number = (lines[-1] if lines else None) or item.reportinfo()[1] or 1
-    text = linecache.getline(str(item.path), number).strip()
-    return f"{item.path.parent.name}/{item.path.name}:{number} in {item.name}    {text}"
+    text = "    " + linecache.getline(str(item.path), number).strip() if with_text else ""
+    return f"{item.path.parent.name}/{item.path.name}:{number} in {item.name}{text}"
 
 
 def width(text: str) -> int:

@@ -95,6 +95,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         lesson = _lesson_of_item(item, run)
         if lesson is not None:
             item.stash[_LESSON] = lesson
+            # pytest would format the source of every frame (50 ms a failure); course.failures says it better.
+            item.repr_failure = _no_traceback  # type: ignore[method-assign]
     if run.lessons and "torch" in sys.modules:
         import torch
 
@@ -104,9 +106,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         torch.set_num_threads(1)  # small tensors: more threads only add noise and waiting
         terminal = config.pluginmanager.get_plugin("terminalreporter")
         if (
-            terminal is not None and terminal.reportchars == "fE"
-        ):  # pytest's default; our summary says it better
-            terminal.reportchars = ""
+            terminal is not None and config.option.reportchars == "fE"
+        ):  # the default; our summary says it better
+            terminal.reportchars = "w"
+
+
+def _no_traceback(excinfo: Any, style: Any = None) -> str:
+    return ""
 
 
 def _lesson_of_item(item: pytest.Item, run: Run) -> Lesson | None:
