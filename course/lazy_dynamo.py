@@ -24,6 +24,9 @@ class _Dynamo(ModuleType):
         return fn
 
     def __getattr__(self, name: str) -> Any:
+        # `inspect` asks every loaded module for its __file__; only __path__ is asked for by an import.
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
         return getattr(load(), name)
 
 

@@ -6,6 +6,7 @@ import sys
 from course.registry import ROOT
 
 PROGRAM = """
+import inspect
 import sys
 import torch
 from course import lazy_dynamo
@@ -21,6 +22,8 @@ for kind in (torch.optim.SGD, torch.optim.AdamW):
     optimizer.load_state_dict(optimizer.state_dict())
     optimizer.zero_grad()
 torch.optim.lr_scheduler.StepLR(optimizer, 1)
+inspect.getmodule(inspect.currentframe())  # asks every module for its __file__
+torch.testing.assert_close(param, param)  # imports torch.distributed.tensor
 loaded = [name for name in sys.modules if name.startswith("torch._dynamo.")]
 assert not loaded, loaded
 import torch._dynamo.config

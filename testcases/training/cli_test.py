@@ -1,0 +1,256 @@
+"""Tests of the command line: training/__main__.py and training/pretrain.py.
+
+Most call main() here, which is the same code without the second that a process needs to import torch; two
+start a process for real.
+"""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.__main__ import build_parser, main
+from training.data import bigram_loss, load_text, train_val_split
+from training.pretrain import prepare
+from training.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    "--block_size",
+    "16",
+    "--n_layer",
+    "1",
+    "--n_head",
+    "2",
+    "--n_embd",
+    "16",
+    "--batch_size",
+    "4",
+    "--device",
+    "cpu",
+]
+
+
+def rows(output_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "training", "pretrain", *TINY, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.limit(60)
+def test_process_trains_on_a_file_and_writes_metrics_and_a_picture(small_file, tmp_path):
+    output_dir = tmp_path / "new" / "run"
+    process = start(
+        "--data",
+        str(small_file),
+        "--output_dir",
+        str(output_dir),
+        "--max_steps",
+        "50",
+        "--log_interval",
+        "10",
+    )
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    train_rows = [row for row in rows(output_dir) if "train_loss" in row]
+    assert [row["global_step"] for row in train_rows] == [10, 20, 30, 40, 44, 50], "44 updates are an epoch"
+    assert train_rows[-1]["train_loss"] < train_rows[0]["train_loss"]
+    assert rows(output_dir)[-1]["val_loss"] == pytest.approx(
+        float(out.split("result")[1].split()[0]), abs=1e-3
+    )
+    train, val = train_val_split(load_text(small_file), block_size=16)
+    assert f"{bigram_loss(train, val):.3f} nats a byte: the bigram model" in out
+    assert "sample  'The " in out
+    assert (output_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in output_dir.iterdir()) == ["loss.png", "metrics.jsonl"]
+
+
+@pytest.mark.limit(60)
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child there")
+def test_ctrl_c_ends_a_process_cleanly_with_what_there_is(small_file, tmp_path):
+    process = start(
+        "--data", str(small_file), "--output_dir", str(tmp_path / "run"), "--max_steps", "1000000"
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 50
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "Stopped by Ctrl-C after " in err
+    assert "metrics.jsonl and loss.png" in out
+    assert "Traceback" not in err
+    assert len(rows(tmp_path / "run")) >= 3, "whole lines only"
+    assert (tmp_path / "run" / "loss.png").exists()
+
+
+def test_without_a_path_it_trains_on_the_embedded_corpus(tmp_path, capsys):
+    assert (
+        main(
+            ["pretrain", *TINY, "--output_dir", str(tmp_path), "--max_steps", "2", "--val_fraction", "0.002"]
+        )
+        == 0
+    )
+    assert "2 updates" in capsys.readouterr().out
+    loss = rows(tmp_path)[-1]["val_loss"]
+    assert 4.0 < loss < math.log(256) + 0.2
+
+
+def test_same_seed_gives_the_same_numbers_and_another_one_others(small_file, tmp_path):
+    def losses(name: str, seed: int) -> list[float]:
+        flags = ["--dropout", "0.1", "--log_interval", "1", "--max_steps", "4", "--seed", str(seed)]
+        torch.rand(3)  # what happened before does not matter
+        assert (
+            main(["pretrain", *TINY, *flags, "--data", str(small_file), "--output_dir", str(tmp_path / name)])
+            == 0
+        )
+        return [row.get("train_loss", row.get("val_loss")) for row in rows(tmp_path / name)]
+
+    first = losses("a", 1)
+    assert losses("b", 1) == first
+    assert losses("c", 2) != first
+
+
+def test_seed_reaches_the_shuffling(small_file, tmp_path):
+    def first_batch(seed: int) -> list[int]:
+        flags = ["--data", str(small_file), "--output_dir", str(tmp_path / "run"), "--seed", str(seed)]
+        run = prepare(build_parser().parse_args(["pretrain", *TINY, *flags]))
+        return next(iter(run.trainer.train_loader))["input_ids"].flatten().tolist()
+
+    assert first_batch(1) == first_batch(1) != first_batch(2)
+
+
+def test_flags_reach_the_trainer(small_file, tmp_path):
+    flags = (
+        "--lr 0.5 --warmup_steps 2 --max_steps 5 --grad_accum_steps 2 --max_grad_norm 0.001 --eval_interval 2"
+    )
+    more = f"--log_interval 1 --optimizer SGD --scheduler linear --min_lr_ratio 0.5 --data {small_file}"
+    assert (
+        main(["pretrain", *TINY, *flags.split(), *more.split(), "--output_dir", str(tmp_path / "run")]) == 0
+    )
+    train_rows = [row for row in rows(tmp_path / "run") if "train_loss" in row]
+    rates = [0.25, 0.5, 0.5, 0.5 * (1 - 0.5 / 3), 0.5 * (1 - 1 / 3)]
+    assert [row["lr"] for row in train_rows] == pytest.approx(rates)
+    assert train_rows[0]["tokens"] == 2 * 4 * 16
+    assert [row["global_step"] for row in rows(tmp_path / "run") if "val_loss" in row] == [2, 4, 5]
+    drop = train_rows[0]["train_loss"] - train_rows[-1]["train_loss"]
+    assert abs(drop) < 0.1, "with a gradient of norm 0.001 hardly anything moves"
+
+
+def test_second_run_replaces_the_metrics_of_the_first(small_file, tmp_path):
+    for steps in ("3", "2"):
+        assert (
+            main(
+                [
+                    "pretrain",
+                    *TINY,
+                    "--data",
+                    str(small_file),
+                    "--output_dir",
+                    str(tmp_path),
+                    "--max_steps",
+                    steps,
+                ]
+            )
+            == 0
+        )
+    assert [row["global_step"] for row in rows(tmp_path)] == [2, 2]
+
+
+def test_row_is_on_disk_as_soon_as_it_is_there(small_file, tmp_path, monkeypatch):
+    lines = []
+
+    def validate(self: Trainer) -> dict[str, float]:
+        lines.append(len(rows(tmp_path)))
+        return {"loss": 1.0, "perplexity": math.e}
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    flags = ["--max_steps", "4", "--log_interval", "1", "--eval_interval", "2"]
+    assert main(["pretrain", *TINY, "--data", str(small_file), "--output_dir", str(tmp_path), *flags]) == 0
+    assert lines == [2, 5]
+
+
+def test_shorter_run_than_the_warmup_is_accepted(small_file, tmp_path):
+    flags = [
+        "--max_steps",
+        "1",
+        "--warmup_steps",
+        "100",
+        "--data",
+        str(small_file),
+        "--output_dir",
+        str(tmp_path),
+    ]
+    assert main(["pretrain", *TINY, *flags]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--data", "no/such/file"], "No such file or folder: no/such/file; "),
+        (["--data", "{empty}"], "Empty text: "),
+        (["--data", "{binary}"], "Not a text file: "),
+        (["--block_size", "400"], "Text too short: 3080 bytes leave 308 for validation, "),
+        (["--lr", "-1"], "lr must be finite and >= 0, got -1.0"),
+        (["--lr", "fast"], "argument --lr: invalid float value: 'fast'; see "),
+        (["--max_steps", "0"], "total_steps must be >= 1, got 0"),
+        (["--grad_accum_steps", "0"], "grad_accum_steps must be > 0, got 0"),
+        (["--batch_size", "0"], "batch_size must be >= 1, got 0"),
+        (["--n_head", "3"], "n_embd must be divisible by n_head, got 16 and 3"),
+        (["--optimizer", "adanw"], "unknown optimizer 'adanw': did you mean 'adamw'?"),
+        (["--scheduler", "cosin"], "unknown scheduler 'cosin': did you mean 'cosine'?"),
+        (["--device", "tpu9"], "device 'tpu9' cannot be used here; try --device cpu"),
+        (["--device", "meta"], "device 'meta' cannot be used here; try --device cpu"),
+        (["--device", "cuda:99"], "device 'cuda:99' cannot be used here; try --device cpu"),
+        (["--max_step", "3"], "unrecognized arguments: --max_step 3; see "),
+        (["--output_dir", "{empty}"], "Cannot write to "),
+        (["--output_dir", "{empty}/below"], "Cannot write to "),
+    ],
+)
+def test_bad_input_is_one_sentence_on_stderr_and_exit_code_2_and_nothing_is_written(
+    small_file, tmp_path, capsys, flags, sentence
+):
+    files = {"empty": tmp_path / "empty.txt", "binary": tmp_path / "binary.txt"}
+    files["empty"].touch()
+    files["binary"].write_bytes(b"\0\1\2")
+    before = sorted(tmp_path.rglob("*"))
+    flags = [flag.format(**files) for flag in flags]
+    try:
+        code = main(
+            ["pretrain", *TINY, "--data", str(small_file), "--output_dir", str(tmp_path / "run"), *flags]
+        )
+    except SystemExit as exit_:  # argparse's way
+        code = exit_.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert captured.err.startswith(sentence)
+    assert captured.err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_run_that_breaks_down_is_reported_as_nan_and_as_skipped(small_file, tmp_path, capsys, monkeypatch):
+    from training.model import GPT
+
+    monkeypatch.setattr(GPT, "_init_weights", lambda self: self.embedding.weight.data.fill_(math.nan))
+    flags = ["--data", str(small_file), "--output_dir", str(tmp_path / "run"), "--max_steps", "2"]
+    monkeypatch.setattr("training.trainer.MAX_SKIPS_IN_A_ROW", 5, raising=True)
+    assert main(["pretrain", *TINY, *flags]) == 1
+    captured = capsys.readouterr()
+    assert "5 updates in a row" in captured.err
+    assert math.isnan(rows(tmp_path / "run")[0]["train_loss"])
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from training.__main__ import build_parser; build_parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
