@@ -13,7 +13,7 @@ from pathlib import Path
 from course import lang
 from course.errors import CourseError
 from course.lang import tr
-from course.registry import ROOT, TUTORIAL, Lesson, find_lesson, find_task, lessons
+from course.registry import ROOT, TUTORIAL, Lesson, exam, find_lesson, find_task, lessons
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,7 +127,8 @@ def status(_: argparse.Namespace) -> int:
     from course.tables import print_table
     from course.workspace import standing
 
-    standings = [standing(lesson) for lesson in lessons()]
+    final = exam()
+    standings = [standing(lesson) for lesson in [*lessons(), *([final] if final is not None else [])]]
     rows = []
     for now in standings:
         lesson = now.lesson
@@ -158,7 +159,7 @@ def status(_: argparse.Namespace) -> int:
     if upcoming is None:
         print(tr("Every lesson is done.", "全部课程已完成。"))
     else:
-        readme = f"tutorial/{upcoming.path}/" + tr("README.md", "README_zh.md")
+        readme = upcoming.folder.relative_to(ROOT) / tr("README.md", "README_zh.md")
         print(
             tr(
                 f"Next: lesson {upcoming.number}, {upcoming.title}. Read {readme}, "
@@ -173,7 +174,9 @@ def status(_: argparse.Namespace) -> int:
 def _next_lesson() -> Lesson | None:
     from course.workspace import standing
 
-    return next((lesson for lesson in lessons() if not standing(lesson).done), None)
+    final = exam()
+    everything = [*lessons(), *([final] if final is not None else [])]
+    return next((lesson for lesson in everything if not standing(lesson).done), None)
 
 
 def check(options: argparse.Namespace) -> int:
@@ -184,7 +187,7 @@ def check(options: argparse.Namespace) -> int:
     if lesson is None:
         print(tr("Every lesson is done.", "全部课程已完成。"))
         return 0
-    target = lesson.testcases / "basic_test.py" if options.basic else lesson.testcases
+    targets = [str(path) for path in (lesson.test_files()[:1] if options.basic else lesson.test_files())]
     # No cache of failed tests and no header: what matters is the verdict, and it should come at once.
     arguments = [
         "-q",
@@ -196,7 +199,7 @@ def check(options: argparse.Namespace) -> int:
         "--lang",
         lang.current(),
     ]
-    return int(pytest.main([*arguments, "--impl", options.impl, str(target)]))
+    return int(pytest.main([*arguments, "--impl", options.impl, *targets]))
 
 
 def hint(options: argparse.Namespace) -> int:
@@ -265,7 +268,7 @@ def learn(options: argparse.Namespace) -> int:
     print(tr(f"$ course check {lesson.number}", f"$ course check {lesson.number}"))
     options.lesson, options.basic, options.impl = lesson.number, True, "tutorial"
     check(options)
-    folder = f"tutorial/{lesson.path}"
+    folder = lesson.folder.relative_to(ROOT)
     print(
         tr(
             f"\nThat was the check of lesson {lesson.number} on your files. To go on:\n"

@@ -14,7 +14,7 @@ from course import pages
 from course.errors import CourseError
 from course.mistakes import read_catalogue
 from course.progress import write_text
-from course.registry import ROOT, SOLUTIONS, TUTORIAL, Lesson, lessons
+from course.registry import ROOT, SOLUTIONS, TUTORIAL, Lesson, exam, lessons
 from course.skeleton import find_regions, make_skeleton
 
 MANIFEST = TUTORIAL / "skeletons.sha256"
@@ -88,6 +88,9 @@ def build(chosen: list[Lesson], force: bool) -> tuple[list[str], list[str]]:
 def check(chosen: list[Lesson]) -> list[str]:
     """Everything that does not agree, one sentence each; an empty list is a pass."""
     problems = _check_folders() if len(chosen) == len(lessons()) else []
+    final = exam()
+    if final is not None and len(chosen) == len(lessons()):
+        problems += _check_tests(final)
     for lesson in chosen:
         try:
             problems += _check_skeletons(lesson)
@@ -154,6 +157,12 @@ def _check_tasks(lesson: Lesson) -> list[str]:
     problems += [
         f"{lesson.name}: task {t.id} has no region in solutions/" for t in lesson.tasks if t.id not in marked
     ]
+    return problems + _check_tests(lesson)
+
+
+def _check_tests(lesson: Lesson) -> list[str]:
+    """Every test says its setup and its tasks; every task has a basic test."""
+    problems = []
     tested: dict[str, set[str]] = {task.id: set() for task in lesson.tasks}
     for test in lesson_tests(lesson):
         if not test.tasks:
@@ -206,13 +215,14 @@ class TestFunction:
 def lesson_tests(lesson: Lesson) -> list[TestFunction]:
     """The test functions of the lesson's two test files."""
     found = []
-    for file in ("basic_test", "advanced_test"):
-        path = lesson.testcases / f"{file}.py"
+    for path in lesson.test_files():
         if not path.is_file():
             raise CourseError(f"{path.relative_to(ROOT)} is missing")
         for node in _functions(path):
             found.append(
-                TestFunction(file, node.name, node.lineno, _task_marks(node), ast.get_docstring(node) or "")
+                TestFunction(
+                    path.stem, node.name, node.lineno, _task_marks(node), ast.get_docstring(node) or ""
+                )
             )
     return found
 

@@ -19,7 +19,7 @@ from course.build import lesson_tests, skeletons
 from course.lang import current
 from course.mistakes import Catalogue, Entry, read_catalogue, write_patched
 from course.outcomes import FAILED, PASSED, SKIPPED, TIMEOUT, TODO
-from course.registry import ROOT, SOLUTIONS, Lesson
+from course.registry import ROOT, SOLUTIONS, Exam, Lesson, exam, lessons
 from course.trials import Trial, TrialResult, run_trials
 
 AGREEMENT = ROOT / "testcases" / "training" / "agreement_test.py"
@@ -49,9 +49,15 @@ class Row:
             str(len(self.lesson.tasks)),
             f"{len(self.passing or ())}/{self.tests}",
             f"{self.todo}/{self.tests}",
-            f"{self.caught}/{self.mistakes}",
-            f"{len(self.variants - self.rejected)}/{len(self.variants)}",
-            f"{self.agree}/{self.agreements}",
+            *(
+                ["", "", ""]  # the exam has no catalogue: the lessons' mistakes are caught in the lessons
+                if isinstance(self.lesson, Exam)
+                else [
+                    f"{self.caught}/{self.mistakes}",
+                    f"{len(self.variants - self.rejected)}/{len(self.variants)}",
+                    f"{self.agree}/{self.agreements}",
+                ]
+            ),
         ]
 
 
@@ -79,39 +85,51 @@ HEADERS_ZH = [
 
 def run_gates(chosen: list[Lesson], jobs: int | None, on_result: Callable[[], None]) -> list[Row]:
     """Run every gate for the chosen lessons; `on_result` is called after each of `count_trials` runs."""
-    rows = {lesson.name: Row(lesson, tests=len(lesson_tests(lesson))) for lesson in chosen}
+    final = exam() if len(chosen) == len(lessons()) else None
+    judged = [*chosen, *([final] if final is not None else [])]
+    rows = {lesson.name: Row(lesson, tests=len(lesson_tests(lesson))) for lesson in judged}
     catalogues = {lesson.name: read_catalogue(lesson) for lesson in chosen}
     entries: dict[str, Entry] = {}
     with tempfile.TemporaryDirectory(prefix="course-gates-") as scratch:
         trials = []
         for lesson in chosen:
             trials += _trials(lesson, catalogues[lesson.name], Path(scratch), entries)
+        if final is not None:
+            trials += _code_trials(final, chosen, Path(scratch))
         for result in run_trials(trials, jobs):
             _judge(rows[result.trial.lesson.name], result, entries)
             on_result()
-    for row in rows.values():
+    proper = [rows[lesson.name] for lesson in chosen]
+    for row in proper:
         _check_counts(row)
-    _agreement(list(rows.values()))
+    _agreement(proper)
     return list(rows.values())
 
 
 def count_trials(chosen: list[Lesson]) -> int:
     """How many runs `run_gates` makes, for a progress bar."""
     catalogues = [read_catalogue(lesson) for lesson in chosen]
-    return sum(3 + len(c.mistakes) + 2 * len(c.variants) for c in catalogues)
+    with_exam = 3 if exam() is not None and len(chosen) == len(lessons()) else 0
+    return with_exam + sum(3 + len(c.mistakes) + 2 * len(c.variants) for c in catalogues)
+
+
+def _code_trials(tested: Lesson, needed: list[Lesson], scratch: Path) -> list[Trial]:
+    """Gates 1 and 2: the tests of a lesson (or the exam) on the solutions, and on the skeletons of `needed`."""
+    empty = scratch / f"{tested.name}-empty"
+    for lesson in needed:
+        for skeleton in skeletons(lesson):
+            path = empty / lesson.stage / lesson.name / skeleton.path.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(skeleton.text, encoding="utf-8")
+    return [
+        Trial("solution", tested, SOLUTIONS),
+        Trial("solution", tested, SOLUTIONS, seed=_SECOND_SEED),
+        Trial("skeleton", tested, empty),
+    ]
 
 
 def _trials(lesson: Lesson, catalogue: Catalogue, scratch: Path, entries: dict[str, Entry]) -> list[Trial]:
-    empty = scratch / f"{lesson.name}-empty"
-    for skeleton in skeletons(lesson):
-        path = empty / lesson.stage / lesson.name / skeleton.path.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(skeleton.text, encoding="utf-8")
-    trials = [
-        Trial("solution", lesson, SOLUTIONS),
-        Trial("solution", lesson, SOLUTIONS, seed=_SECOND_SEED),
-        Trial("skeleton", lesson, empty),
-    ]
+    trials = _code_trials(lesson, [lesson], scratch)
     for kind, group in (("mistake", catalogue.mistakes), ("variant", catalogue.variants)):
         for entry in group:
             target = scratch / f"{lesson.name}-{entry.id}"

@@ -8,6 +8,7 @@ lesson's files.
 
 import hashlib
 import importlib
+import re
 import sys
 import types
 from pathlib import Path
@@ -15,7 +16,7 @@ from types import ModuleType
 
 from course.errors import CourseError
 from course.lang import tr
-from course.registry import ROOT, Lesson
+from course.registry import ROOT, Lesson, find_lesson
 
 
 class Implementation:
@@ -85,6 +86,20 @@ class LessonCode:
                 )
             )
         return importlib.import_module(f"{self._package}.{name}")
+
+
+class Stack:
+    """All lessons of one implementation as attributes: `.lesson06.gradients` is lesson 06's gradients.py."""
+
+    def __init__(self, implementation: Implementation) -> None:
+        self._implementation = implementation
+
+    def __getattr__(self, name: str) -> LessonCode:
+        if not re.fullmatch(r"lesson\d\d", name):
+            raise AttributeError(name)
+        code = self._implementation.lesson(find_lesson(name))
+        setattr(self, name, code)
+        return code
 
 
 class MissingFile(Exception):

@@ -34,7 +34,7 @@ _KEPT = {
 def source_digest(lesson: Lesson) -> str:
     """A digest of the student's files and of the tests of the lesson."""
     digest = hashlib.sha256()
-    for path in [*lesson.student_files(), *sorted(lesson.testcases.glob("*_test.py"))]:
+    for path in [*lesson.student_files(), *lesson.test_files()]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -66,7 +66,7 @@ def recall(lesson: Lesson) -> tuple[list[TestOutcome], bool, bool]:
     names = {f.name for f in fields(TestOutcome)}
     rows = [row for file in entry.get("files", {}).values() for row in file]
     outcomes = [TestOutcome(**{k: v for k, v in row.items() if k in names}) for row in rows]
-    files = {path.stem for path in lesson.testcases.glob("*_test.py")}
+    files = {path.stem for path in lesson.test_files()}
     complete = set(entry.get("files", {})) >= files
     return outcomes, entry.get("digest") == source_digest(lesson), complete
 

@@ -17,7 +17,7 @@ import pytest
 
 from course import failures, lang, progress, summary
 from course.errors import CourseError
-from course.implementation import Implementation, LessonCode
+from course.implementation import Implementation, LessonCode, Stack
 from course.outcomes import FAILED, PASSED, SKIPPED, TIMEOUT, TODO, TestOutcome
 from course.registry import Lesson, lesson_of
 
@@ -37,6 +37,7 @@ class Run:
         self.seed = seed
         self.records = records
         self.lessons: dict[str, Lesson] = {}
+        self.files: dict[Path, Lesson | None] = {}  # which lesson a test file belongs to
         self.outcomes: list[TestOutcome] = []
         self.partial = False  # some tests were deselected, so tasks cannot be judged for good
 
@@ -116,14 +117,12 @@ def _no_traceback(excinfo: Any, style: Any = None) -> str:
 
 
 def _lesson_of_item(item: pytest.Item, run: Run) -> Lesson | None:
-    folder = item.path.parent
-    if folder.name != "testcases":
+    if item.path.parent.name != "testcases":
         return None
-    known = next((lesson for lesson in run.lessons.values() if lesson.testcases == folder), None)
-    if known is not None:
-        return known
+    if item.path in run.files:
+        return run.files[item.path]
     try:
-        lesson = lesson_of(folder)
+        lesson = run.files[item.path] = lesson_of(item.path)
     except CourseError as error:
         raise pytest.UsageError(str(error)) from None
     if lesson is not None:
@@ -152,6 +151,12 @@ def lesson(request: pytest.FixtureRequest) -> LessonCode:
     if item_lesson is None:
         raise CourseError("the `lesson` fixture works only below tutorial/<stage>/<lesson>/testcases/")
     return request.config.stash[_RUN].implementation.lesson(item_lesson)
+
+
+@pytest.fixture
+def stack(request: pytest.FixtureRequest) -> Stack:
+    """For the exam: all lessons of the implementation under test, `stack.lesson06.gradients` and so on."""
+    return Stack(request.config.stash[_RUN].implementation)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from course.errors import CourseError
 from course.lang import current, tr
@@ -17,10 +18,12 @@ from course.lang import current, tr
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIAL = ROOT / "tutorial"
 SOLUTIONS = ROOT / "solutions"
+EXAM = ROOT / "testcases"  # basic_test.py and advanced_test.py there test the assembled pieces
 MISTAKES = ROOT / "testcases" / "mistakes"
 STATE = ROOT / ".course"  # this student's progress and backups; ignored by git
 
 POINTS_PER_LESSON = 100
+TEST_FILES = ("basic_test.py", "advanced_test.py")
 _TASK_KEYS = {"id": str, "points": int, "title": str, "title_zh": str, "hint": str, "hint_zh": str}
 
 
@@ -82,6 +85,9 @@ class Lesson:
     def points(self) -> int:
         return sum(task.points for task in self.tasks)
 
+    def test_files(self) -> list[Path]:
+        return [self.testcases / name for name in TEST_FILES]
+
     def task(self, task_id: str) -> Task | None:
         return next((t for t in self.tasks if t.id == task_id), None)
 
@@ -90,6 +96,41 @@ class Lesson:
 
     def solution_files(self) -> list[Path]:
         return sorted(self.solution_folder.glob("*.py"))
+
+
+class Exam(Lesson):
+    """The exam over all lessons together: tests and `exam.toml` in testcases/, no code of its own."""
+
+    @property
+    def number(self) -> str:
+        return self.name
+
+    @property
+    def path(self) -> str:
+        return EXAM.name
+
+    @property
+    def folder(self) -> Path:
+        return EXAM
+
+    @property
+    def testcases(self) -> Path:
+        return EXAM
+
+    def student_files(self) -> list[Path]:
+        return [path for lesson in lessons() for path in lesson.student_files()]
+
+    def solution_files(self) -> list[Path]:
+        return []
+
+
+def exam() -> Exam | None:
+    """The exam, or None where there is none."""
+    path = EXAM / "exam.toml"
+    if not path.is_file():
+        return None
+    table = _read_toml(path)
+    return Exam("", "exam", table["title"], table["title_zh"], _read_tasks(path, "exam", table))
 
 
 def lessons(tutorial: Path = TUTORIAL) -> list[Lesson]:
@@ -104,18 +145,30 @@ def lessons(tutorial: Path = TUTORIAL) -> list[Lesson]:
 
 def read_lesson(path: Path) -> Lesson:
     """Read one `lesson.toml`; every error names the file."""
+    table = _read_toml(path)
+    name = path.parent.name
+    number = str(int(name[len("lesson") :][:2]))
+    return Lesson(
+        path.parent.parent.name, name, table["title"], table["title_zh"], _read_tasks(path, number, table)
+    )
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    """The table of a lesson.toml or exam.toml, its outer keys checked."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CourseError(f"{_short(path)}: {error}") from error
-    name = path.parent.name
     for key in ("title", "title_zh"):
         if not isinstance(table.get(key), str):
             raise CourseError(f"{_short(path)}: `{key}` must be a string, got {table.get(key)!r}")
     unknown = set(table) - {"title", "title_zh", "task"}
     if unknown:
         raise CourseError(f"{_short(path)}: unknown keys {', '.join(sorted(unknown))}")
-    number = str(int(name[len("lesson") :][:2]))
+    return table
+
+
+def _read_tasks(path: Path, number: str, table: dict[str, Any]) -> tuple[Task, ...]:
     tasks = tuple(_read_task(path, number, item) for item in table.get("task", []))
     ids = [task.id for task in tasks]
     if len(set(ids)) != len(ids):
@@ -123,7 +176,7 @@ def read_lesson(path: Path) -> Lesson:
     total = sum(task.points for task in tasks)
     if total != POINTS_PER_LESSON:
         raise CourseError(f"{_short(path)}: the points must add up to {POINTS_PER_LESSON}, got {total}")
-    return Lesson(path.parent.parent.name, name, table["title"], table["title_zh"], tasks)
+    return tasks
 
 
 def _read_task(path: Path, number: str, item: dict) -> Task:
@@ -147,6 +200,9 @@ def find_lesson(asked: str) -> Lesson:
     text = asked.strip().rstrip("/")
     wanted = Path(text).name.lower() if "/" in text else text.lower()
     digits = wanted.removeprefix("lesson")
+    final = exam()
+    if final is not None and wanted in ("exam", "testcases"):
+        return final
     for lesson in known:
         topic = lesson.name[len("lesson00_") :]
         if wanted in (lesson.name, topic) or (digits.isdigit() and int(digits) == int(lesson.number)):
@@ -172,7 +228,9 @@ def find_lesson(asked: str) -> Lesson:
 
 def find_task(asked: str) -> tuple[Lesson, Task]:
     """The task for "2.3"; else an error that names the tasks of that lesson, or the nearest task."""
-    pairs = {task.id: (lesson, task) for lesson in lessons() for task in lesson.tasks}
+    final = exam()
+    everything = lessons() + ([final] if final is not None else [])
+    pairs = {task.id: (lesson, task) for lesson in everything for task in lesson.tasks}
     wanted = asked.strip()
     if wanted in pairs:
         return pairs[wanted]
@@ -188,7 +246,9 @@ def find_task(asked: str) -> tuple[Lesson, Task]:
 
 
 def lesson_of(path: Path) -> Lesson | None:
-    """The lesson whose tests `path` belongs to, or None."""
+    """The lesson (or the exam) whose test file `path` is, or None."""
+    if path.parent == EXAM and path.name in TEST_FILES:
+        return exam()
     parts = path.resolve().parts
     for index, part in enumerate(parts):
         if re.fullmatch(r"lesson\d\d_\w+", part) and re.fullmatch(r"stage\d\d_\w+", parts[index - 1]):

@@ -165,7 +165,7 @@ def _read_result(trial: Trial, folder: Path, seconds: float) -> TrialResult:
 def _arguments(lesson: Lesson, report: Path) -> list[str]:
     # --capture=sys: files would be shared between the forked children.
     plain = ["-q", "-p", "no:cacheprovider", "--capture=sys", "--device", "cpu", "--lang", "en"]
-    return [str(lesson.testcases), "--rootdir", str(ROOT), *plain, "--report", str(report)]
+    return [*map(str, lesson.test_files()), "--rootdir", str(ROOT), *plain, "--report", str(report)]
 
 
 def _preload() -> None:
