@@ -34,6 +34,12 @@ def build_parser() -> Parser:
     add("--data", help="a text file or a folder of them; left out: the documentation inside Python")
     add("--output_dir", default="runs/pretrain", help="where to write")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    add(
+        "--threads",
+        type=int,
+        default=1,
+        help="CPU threads; small models on a busy machine are fastest with 1",
+    )
     add("--seed", type=int, default=0, help="of the init, the dropout and the shuffling")
     run = pretrain.add_argument_group("the run")
     run.add_argument("--max_steps", type=int, default=1000, help="updates")

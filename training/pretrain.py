@@ -47,6 +47,9 @@ def prepare(args: argparse.Namespace) -> Run:
     Raises:
         ValueError: something is unusable; nothing has been written.
     """
+    if args.threads < 1:
+        raise ValueError(f"threads must be >= 1, got {args.threads}")
+    torch.set_num_threads(args.threads)
     device = pick_device(args.device)
     train_tokens, val_tokens = train_val_split(load_text(args.data), args.val_fraction, args.block_size)
     baseline = bigram_loss(train_tokens, val_tokens)

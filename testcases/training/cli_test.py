@@ -147,6 +147,18 @@ def test_flags_reach_the_trainer(small_file, tmp_path):
     assert abs(drop) < 0.1, "with a gradient of norm 0.001 hardly anything moves"
 
 
+def test_threads_reach_torch(small_file, tmp_path):
+    before = torch.get_num_threads()
+    flags = ["--data", str(small_file), "--output_dir", str(tmp_path), "--max_steps", "1"]
+    try:
+        assert main(["pretrain", *TINY, *flags, "--threads", "2"]) == 0
+        assert torch.get_num_threads() == 2
+        assert main(["pretrain", *TINY, *flags]) == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_second_run_replaces_the_metrics_of_the_first(small_file, tmp_path):
     for steps in ("3", "2"):
         assert (
@@ -206,6 +218,7 @@ def test_shorter_run_than_the_warmup_is_accepted(small_file, tmp_path):
         (["--max_steps", "0"], "total_steps must be >= 1, got 0"),
         (["--grad_accum_steps", "0"], "grad_accum_steps must be > 0, got 0"),
         (["--batch_size", "0"], "batch_size must be >= 1, got 0"),
+        (["--threads", "0"], "threads must be >= 1, got 0"),
         (["--n_head", "3"], "n_embd must be divisible by n_head, got 16 and 3"),
         (["--optimizer", "adanw"], "unknown optimizer 'adanw': did you mean 'adamw'?"),
         (["--scheduler", "cosin"], "unknown scheduler 'cosin': did you mean 'cosine'?"),
