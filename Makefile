@@ -34,7 +34,7 @@ gates: ready
 	$(VENV_PYTHON) -m course gates
 
 test: lint types gates
-	$(VENV_PYTHON) -m pytest testcases -q
+	$(VENV_PYTHON) -m pytest -q testcases/course testcases/training testcases/torture
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs *.egg-info

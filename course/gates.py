@@ -4,7 +4,7 @@
 2. every test fails on the empty skeleton, by reaching an unwritten task;
 3. every known mistake is caught by the tests that its entry names, on an assertion (or the error that it names);
 4. every accepted variant passes every test;
-5. the solutions agree with torch and `training/` on the same work (testcases/training/agreement_test.py).
+5. the solutions agree with torch and `training/` on the same work (testcases/agreement/).
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from course.outcomes import FAILED, PASSED, SKIPPED, TIMEOUT, TODO
 from course.registry import ROOT, SOLUTIONS, Exam, Lesson, exam, lessons
 from course.trials import Trial, TrialResult, run_trials
 
-AGREEMENT = ROOT / "testcases" / "training" / "agreement_test.py"
+AGREEMENT = ROOT / "testcases" / "agreement"
 _SECOND_SEED = 7  # gates 1 and 4 run on another seed too: a test must not depend on lucky numbers
 
 

@@ -231,7 +231,7 @@ def toy(tmp_path: Path, server: Any) -> ToyRepo:
         f"{folder}/testcases/basic_test.py": BASIC,
         f"{folder}/testcases/advanced_test.py": ADVANCED,
         "testcases/mistakes/lesson01_toy.toml": MISTAKES,
-        "testcases/training/agreement_test.py": AGREEMENT,
+        "testcases/agreement/toy_test.py": AGREEMENT,
     }.items():
         path = repo.root / name
         path.parent.mkdir(parents=True, exist_ok=True)

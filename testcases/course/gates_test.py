@@ -66,7 +66,7 @@ def test_gate_finds(toy, file, old, new, says):
         "basic": toy.tests / "basic_test.py",
         "advanced": toy.tests / "advanced_test.py",
         "mistakes": toy.mistakes,
-        "agreement": toy.root / "testcases" / "training" / "agreement_test.py",
+        "agreement": toy.root / "testcases" / "agreement" / "toy_test.py",
     }[file]
     text = path.read_text(encoding="utf-8")
     assert text.count(old) == 1

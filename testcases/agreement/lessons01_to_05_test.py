@@ -7,53 +7,12 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from training.data import TokenDataset, load_text, make_loader, train_val_split
-from training.model import GPT, GPTConfig
+from testcases.agreement.work import STEPS, assert_same_bits, make_gpt, train
+from training.model import GPT
 from training.optimizer import configure_optimizer
 from training.scheduler import create_scheduler
 from training.trainer import Trainer
-
-STEPS = 12
-
-
-@pytest.fixture
-def loaders():
-    """loaders() -> (train, val): the same batches in the same order at every call, with a small last batch."""
-    parts = train_val_split(load_text()[:40_000], val_fraction=0.1, block_size=32)
-
-    def build():
-        train, val = (TokenDataset(part, 32) for part in parts)
-        train = torch.utils.data.Subset(train, range(8 * STEPS - 3))
-        return make_loader(train, 8, shuffle=True, seed=3), make_loader(val, 16)
-
-    return build
-
-
-def make_gpt(dropout: float = 0.0) -> GPT:
-    torch.manual_seed(11)
-    return GPT(GPTConfig(block_size=32, n_layer=2, n_head=2, n_embd=32, dropout=dropout))
-
-
-def train(model: GPT, optimizer, loader, scheduler=None) -> list[float]:
-    """A loop by hand. The dropout of two calls is the same."""
-    torch.manual_seed(12)
-    losses = []
-    for batch in loader:
-        loss = F.cross_entropy(model(batch["input_ids"]).flatten(0, 1), batch["labels"].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-        losses.append(loss.item())
-    return losses
-
-
-def assert_same_bits(ours: GPT, theirs: GPT) -> None:
-    for (name, param), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(param, other), name
 
 
 def groups_of(model: GPT) -> list[dict]:
