@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 
-.PHONY: help learn test train lint types gates clean ready
+.PHONY: help learn test train lint types gates torture clean ready
 
 help:
 	@echo "make learn   install, and start the course: the map, your next lesson, what to do next"
@@ -11,6 +11,7 @@ help:
 	@echo "make train   install, and train a small GPT on real text with the production package"
 	@echo "make gates   prove that the lessons' tests are good (part of make test)"
 	@echo "make lint    format and lint check; make types: type check (parts of make test)"
+	@echo "make torture kill a training run at every point and compare every bit (minutes)"
 	@echo "make clean   remove .venv, caches and runs; your code and your progress stay"
 
 ready:
@@ -35,6 +36,9 @@ gates: ready
 
 test: lint types gates
 	$(VENV_PYTHON) -m pytest -q testcases/course testcases/training testcases/torture
+
+torture: ready
+	$(VENV_PYTHON) -m testcases.torture resume
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs *.egg-info

@@ -1,12 +1,18 @@
 """The solutions of lessons 06–10 agree with torch and with training/ on the same real work."""
 
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
 from testcases.agreement.work import assert_same_bits, make_gpt
+from training.losses import count_tokens, token_loss
+from training.optimizer import configure_optimizer
+from training.scheduler import create_scheduler
 from training.trainer import Trainer
 
 
@@ -50,3 +56,60 @@ def test_lesson06_trainer_trains_a_gpt_like_the_production_trainer(loaders, max_
     for name in ("global_step", "train_loss", "grad_norm", "lr", "tokens", "val_loss"):
         assert [r[name] for r in history if name in r] == [r[name] for r in want if name in r], name
     assert [r["global_step"] for r in history if "lr" in r] == [1, 2, 3, 4, 5, 6]
+
+
+def test_lesson09_resumed_gpt_of_training_is_bit_identical(tmp_path):
+    from solutions.stage02_pretrain.lesson09_exact_resume import checkpoint, sampler
+
+    tokens = torch.randint(256, (22, 17), generator=torch.Generator().manual_seed(1))
+
+    def run(stop=None, resume=None):
+        random.seed(0), np.random.seed(0), torch.manual_seed(0)
+        model = make_gpt(dropout=0.1)
+        optimizer = configure_optimizer(model, "adamw", lr=0.01, weight_decay=0.1)
+        scheduler = create_scheduler("cosine", optimizer, 2, 8)
+        order = sampler.ResumableSampler(len(tokens), seed=3)
+        loader = sampler.make_loader(TensorDataset(tokens), 4, order)
+        losses, first = [], 0
+        if resume is not None:
+            progress = checkpoint.restore(checkpoint.load(resume), model, optimizer, scheduler, sampler=order)
+            losses, first = progress["losses"], progress["epoch"]
+        for epoch in range(first, 2):
+            order.set_epoch(epoch)
+            for (rows,) in loader:
+                loss = token_loss(model(rows[:, :-1]), rows[:, 1:]) / count_tokens(rows[:, 1:])
+                loss.backward()
+                losses.append(loss.item())
+                order.advance(len(rows))
+                if len(losses) % 3 == 0:
+                    optimizer.step()
+                    scheduler.step()
+                    optimizer.zero_grad(set_to_none=True)
+                if len(losses) == stop:
+                    state = checkpoint.capture(
+                        model, optimizer, scheduler, sampler=order, epoch=epoch, losses=losses
+                    )
+                    checkpoint.save(state, tmp_path / "run.pt")
+                    return None
+        return losses, model
+
+    losses, model = run()
+    for stop in (1, 6, 8):
+        run(stop=stop)
+        resumed_losses, resumed = run(resume=tmp_path / "run.pt")
+        assert resumed_losses == losses, stop
+        for param, other in zip(resumed.parameters(), model.parameters(), strict=True):
+            assert torch.equal(param, other), stop
+
+
+def test_lesson09_sampler_and_loader_give_torchs_batches():
+    from solutions.stage02_pretrain.lesson09_exact_resume import sampler
+
+    order = sampler.ResumableSampler(11, seed=3)
+    for epoch in range(3):
+        order.set_epoch(epoch)
+        whole = list(order)
+        got = [rows.tolist() for (rows,) in sampler.make_loader(TensorDataset(torch.arange(11)), 4, order)]
+        assert got == list(BatchSampler(whole, 4, drop_last=False))
+        assert got == [r.tolist() for (r,) in DataLoader(TensorDataset(torch.arange(11)), 4, sampler=whole)]
+        order.advance(11)
