@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
-from testcases.agreement.work import assert_same_bits, make_gpt
+from testcases.agreement.work import assert_same_bits, make_gpt, train
 from training.losses import count_tokens, token_loss
+from training.model import GPT
 from training.optimizer import configure_optimizer
 from training.scheduler import create_scheduler
 from training.trainer import Trainer
@@ -113,3 +114,67 @@ def test_lesson09_sampler_and_loader_give_torchs_batches():
         assert got == list(BatchSampler(whole, 4, drop_last=False))
         assert got == [r.tolist() for (r,) in DataLoader(TensorDataset(torch.arange(11)), 4, sampler=whole)]
         order.advance(11)
+
+
+def loss_of(model: GPT) -> torch.nn.Module:
+    """A module whose call is the mean loss of a batch: the interface of lesson 08."""
+
+    class Loss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, batch):
+            logits = self.model(batch["input_ids"])
+            return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+
+    return Loss()
+
+
+def test_lesson08_trainer_trains_a_gpt_like_training(loaders, tmp_path):
+    """Windows of 3, 3, 3 and 2 batches with equal token counts, clipping, a schedule: two epochs."""
+    from solutions.stage02_pretrain.lesson08_checkpoint_trainer.trainer import Trainer as LessonTrainer
+
+    batches = list(loaders()[0])[:-1]  # without the small last one: lesson 08 does not see token counts
+    ours, theirs = make_gpt(), make_gpt()
+
+    def build(model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 0.9**update)
+
+    config = {"accumulation_steps": 3, "max_grad_norm": 0.5, "save_dir": str(tmp_path)}
+    trainer = LessonTrainer(loss_of(ours), *build(ours), config)
+    for _ in range(2):
+        trainer.train_epoch(batches)
+    optimizer, scheduler = build(theirs)
+    options = {"scheduler": scheduler, "max_epochs": 2, "grad_accum_steps": 3, "max_grad_norm": 0.5}
+    reference = Trainer(theirs, optimizer, batches, **options)
+    reference.train()
+    assert trainer.global_step == reference.global_step == 2 * 4
+    for (name, param), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(param, other, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_lesson08_checkpoint_of_a_gpt_goes_on_in_plain_torch(loaders, tmp_path):
+    """Saved by the lesson, read by torch.load: a loop by hand continues it to the lesson's own bits."""
+    from solutions.stage02_pretrain.lesson08_checkpoint_trainer.trainer import Trainer as LessonTrainer
+
+    batches = list(loaders()[0])
+    ours, theirs = make_gpt(), GPT(make_gpt().config)
+    path = tmp_path / "epoch_1.pt"
+    optimizer = torch.optim.AdamW(ours.parameters(), lr=3e-3)
+    trainer = LessonTrainer(loss_of(ours), optimizer, None, {"save_dir": str(tmp_path)})
+    trainer.train_epoch(batches)
+    trainer.save_checkpoint(path)
+    saved = {name: param.detach().clone() for name, param in ours.named_parameters()}
+    trainer.train_epoch(batches)
+
+    state = torch.load(path, weights_only=True)
+    assert (state["epoch"], state["step"]) == (1, len(batches))
+    loss_of(theirs).load_state_dict(state["model_state_dict"])
+    for name, param in theirs.named_parameters():
+        assert torch.equal(param, saved[name]), name
+    other = torch.optim.AdamW(theirs.parameters(), lr=3e-3)
+    other.load_state_dict(state["optimizer_state_dict"])
+    train(theirs, other, batches)
+    assert_same_bits(ours, theirs)
