@@ -1,5 +1,6 @@
 """The solutions of lessons 06–10 agree with torch and with training/ on the same real work."""
 
+import copy
 import math
 import random
 
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
 from testcases.agreement.work import assert_same_bits, make_gpt, train
+from training.data import TokenDataset, load_text, make_loader, train_val_split
 from training.losses import count_tokens, token_loss
-from training.model import GPT
+from training.model import GPT, GPTConfig
 from training.optimizer import configure_optimizer
 from training.scheduler import create_scheduler
 from training.trainer import Trainer
@@ -178,3 +180,130 @@ def test_lesson08_checkpoint_of_a_gpt_goes_on_in_plain_torch(loaders, tmp_path):
     other.load_state_dict(state["optimizer_state_dict"])
     train(theirs, other, batches)
     assert_same_bits(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_lesson07_scaler_gives_the_scales_and_weights_of_torch(kind):
+    from solutions.stage02_pretrain.lesson07_mixed_precision.loss_scaler import LossScaler
+
+    options = {"init_scale": 2.0**12, "growth_interval": 5}
+    runs = []
+    for scaler in (LossScaler(**options), torch.amp.GradScaler("cpu", **options)):
+        param = torch.nn.Parameter(torch.linspace(-1, 1, 8))
+        make = torch.optim.AdamW if kind == "adamw" else torch.optim.SGD
+        runs.append((scaler, param, make([param], lr=0.1)))
+    generator = torch.Generator().manual_seed(0)
+    for update in range(200):
+        x = torch.randn(8, generator=generator)
+        for scaler, param, optimizer in runs:
+            optimizer.zero_grad()
+            scaler.scale((param * x).sum().square()).backward()
+            if update % 17 in (3, 4, 9):
+                param.grad[update % 8] = torch.inf
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_([param], 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+        assert runs[0][0].state_dict() == runs[1][0].state_dict(), update
+        assert torch.equal(runs[0][1], runs[1][1]), update
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05), ("fp16", 0.05)])
+def test_lesson07_trainer_has_the_losses_of_training(precision, tolerance):
+    from solutions.stage02_pretrain.lesson07_mixed_precision.loss_scaler import LossScaler
+    from solutions.stage02_pretrain.lesson07_mixed_precision.trainer import TrainerFromScratch
+
+    ids = torch.randint(17, (10, 4, 9), generator=torch.Generator().manual_seed(0))
+    batches = [{"input_ids": row[:, :-1], "labels": row[:, 1:]} for row in ids]
+
+    def run(trainer_class, **options) -> list[float]:
+        torch.manual_seed(1)
+        model = GPT(GPTConfig(vocab_size=17, block_size=8, n_layer=1, n_head=2, n_embd=16))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+        trainer = trainer_class(
+            model, optimizer, batches, max_epochs=3, max_grad_norm=0.5, log_interval=1, **options
+        )
+        return [row["train_loss"] for row in trainer.train() if "train_loss" in row]
+
+    want = run(Trainer, grad_accum_steps=4)
+    # fp16 begins at a scale that does not overflow, so that no update is left out
+    scaler = LossScaler(init_scale=2.0**10) if precision == "fp16" else None
+    got = run(TrainerFromScratch, accumulation_steps=4, precision=precision, scaler=scaler)
+    assert len(got) == 9
+    assert got == pytest.approx(want, abs=tolerance)
+    assert got[-1] < got[0]
+
+
+def test_lesson10_pretrain_trainer_agrees_with_training():
+    """Dropout, K = 3, a short last window, clipping and a schedule: the rows of training.Trainer, two epochs."""
+    from solutions.stage02_pretrain.lesson10_trainer_system.trainer import PretrainTrainer
+
+    tokens, _ = train_val_split(load_text()[:40_000], val_fraction=0.1, block_size=32)
+    # 10 micro-batches, the last one short
+    windows = torch.utils.data.Subset(TokenDataset(tokens, 32), range(8 * 10 - 3))
+
+    def build():
+        model = make_gpt(dropout=0.1)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 0.8**update)
+        torch.manual_seed(12)
+        return model, optimizer, scheduler, make_loader(windows, 8, shuffle=True, seed=3)
+
+    model, optimizer, scheduler, loader = build()
+    ours = PretrainTrainer(model, optimizer, scheduler, max_grad_norm=0.5, gradient_accumulation_steps=3)
+    rows = ours.train(loader, num_epochs=2)
+
+    model, optimizer, scheduler, loader = build()
+    options = {"max_epochs": 2, "grad_accum_steps": 3, "max_grad_norm": 0.5, "log_interval": 1}
+    history = Trainer(model, optimizer, loader, scheduler=scheduler, **options).train()
+    theirs = [row for row in history if "train_loss" in row]
+    assert len(rows) == len(theirs) == 8
+    for row, other in zip(rows, theirs, strict=True):
+        assert (row["global_step"], row["count"]) == (other["global_step"], other["tokens"])
+        # ours divides later: float32 rounding over 8 updates of AdamW
+        assert abs(row["loss"] - other["train_loss"]) < 1e-3
+        assert abs(row["grad_norm"] - other["grad_norm"]) < 1e-2
+        assert abs(row["lr"] - other["lr"]) < 1e-12
+    for (name, param), other in zip(ours.model.named_parameters(), model.parameters(), strict=True):
+        assert torch.allclose(param, other, atol=5e-3), name
+
+
+def test_lesson10_dpo_trainer_agrees_with_the_formula_in_torch():
+    """A GPT with dropout 0.1 and answers of different lengths: the first loss is ln 2, then a loop by hand."""
+    from solutions.stage02_pretrain.lesson10_trainer_system.losses import build_sft_example, collate
+    from solutions.stage02_pretrain.lesson10_trainer_system.trainer import DPOTrainer
+
+    model = make_gpt(dropout=0.1)
+    policy, ref = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
+    prompt = list(b"The answer is ")
+    chosen, rejected = [list(b"short"), list(b"a longer one")], [list(b"no"), list(b"nothing")]
+    pair = {
+        name: collate([build_sft_example(prompt, text, 0, 32) for text in texts], pad_id=0)
+        for name, texts in (("chosen", chosen), ("rejected", rejected))
+    }
+
+    def log_pi(module, texts):
+        found = []
+        for text in texts:  # no filling and no mask: the answer's own positions
+            ids = torch.tensor([*prompt, *text, 0])
+            log_probs = F.log_softmax(module(ids[None, :-1])[0], dim=-1)[len(prompt) - 1 :]
+            found.append(log_probs[range(len(text) + 1), ids[len(prompt) :]].sum())
+        return torch.stack(found)
+
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)
+    want = []
+    for _ in range(4):
+        ratios = [log_pi(policy, t) - log_pi(ref, t).detach() for t in (chosen, rejected)]
+        loss = -F.logsigmoid(0.3 * (ratios[0] - ratios[1])).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        want.append(loss.item())
+
+    trainer = DPOTrainer(model, torch.optim.SGD(model.parameters(), lr=0.5), max_grad_norm=None, beta=0.3)
+    got = [row["loss"] for row in trainer.train([pair], num_epochs=4)]
+    assert abs(got[0] - 0.693147) < 1e-5
+    assert all(abs(a - b) < 1e-3 for a, b in zip(got, want, strict=True)), (got, want)
+    assert want[-1] < want[0]
+    for param, other in zip(trainer.ref_model.parameters(), ref.parameters(), strict=True):
+        assert torch.equal(param, other)
