@@ -35,7 +35,7 @@ gates: ready
 	$(VENV_PYTHON) -m course gates
 
 test: lint types gates
-	$(VENV_PYTHON) -m pytest -q testcases/course testcases/training testcases/torture
+	$(VENV_PYTHON) -m pytest -q -rs testcases/course testcases/training testcases/torture
 
 torture: ready
 	$(VENV_PYTHON) -m testcases.torture resume

@@ -71,6 +71,12 @@ class TaskResult:
         """A test that stopped at this very task, which tells its file and line."""
         return next((o for o in self.outcomes if o.todo_task == self.task.id), None)
 
+    @property
+    def waits_for(self) -> str:
+        """Another task that has to be written first, "" where there is none."""
+        waiting = [o.todo_task for o in self.outcomes if o.todo_task]
+        return "" if self.todo or not waiting else waiting[0]
+
 
 def by_task(lesson: Lesson, outcomes: Iterable[TestOutcome]) -> list[TaskResult]:
     """The lesson's tasks in order, each with its outcomes."""

@@ -57,8 +57,8 @@ def _write_task(terminal: Any, result: TaskResult) -> None:
     elif result.state == TODO:
         at = f" {result.todo.todo_file}:{result.todo.todo_line}" if result.todo else ""
         note, color = f"TODO{at}", {"yellow": True}
-        if not result.todo:
-            note += tr(" (an earlier task comes first)", "（先完成前面的任务）")
+        if result.waits_for:
+            note += tr(f" (waits for {result.waits_for})", f"（等待任务 {result.waits_for}）")
     else:
         note, color = tr("not run", "未运行"), {}
     note += " " * (28 - width(note))
@@ -92,6 +92,8 @@ def next_move(lesson: Lesson, results: list[TaskResult], students: bool) -> str:
     if first.todo:
         path = next((p for p in lesson.student_files() if p.name == first.todo.todo_file), None)
         place = f" ({_relative(path)}:{first.todo.todo_line})" if path else ""
+    elif first.waits_for:
+        place = tr(f" (it waits for task {first.waits_for})", f"（等待任务 {first.waits_for}）")
     return tr(
         f"Next: task {first.task.id}, {first.task.title}{place}. A hint: `course hint {first.task.id}`.",
         f"下一步：任务 {first.task.id}，{first.task.title}{place}。要提示：`course hint {first.task.id}`。",

@@ -21,7 +21,7 @@ def commands():
                 yield pytest.param(lesson, command, output, id=f"{lesson.number}-{command.split()[2]}")
 
 
-@pytest.mark.parametrize(("lesson", "command", "output"), commands())
+@pytest.mark.parametrize(("lesson", "command", "output"), list(commands()))
 def test_page_shows_what_the_command_prints(lesson, command, output):
     if lesson.number in LONG:
         assert re.search(r"\d\.\d", output)
