@@ -197,8 +197,10 @@ class ToyRepo:
         where = (str(self.root), str(cwd or self.root), self._environment(), str(out), str(err))
         child = self.server.Process(target=warm.run_module, args=(module, arguments, *where))
         child.start()
-        child.join(120)
-        assert child.exitcode is not None, f"{module} {arguments} did not end"
+        child.join(60)
+        if child.exitcode is None:
+            child.kill()
+            pytest.fail(f"{module} {arguments} did not end within a minute")
         return Result(child.exitcode, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
 
     def _environment(self) -> dict[str, str]:
