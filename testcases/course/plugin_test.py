@@ -65,6 +65,7 @@ def test_crash_names_the_students_line_and_an_endless_loop_is_stopped(toy, edit)
     assert "raised     AttributeError: 'float' object has no attribute 'nope'" in result.out
     assert "optimizer.py:8 in double    return x.nope" in result.out
     assert "more than 1 s: a loop without an end?" in result.out
+    assert "1.2     0/60   1 of 2 failed" in result.out
     assert "optimizer.py:18 in root" in result.out or "optimizer.py:20 in root" in result.out
     assert "site-packages" not in result.out
 
