@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from course.build import lesson_tests
+from course.mistakes import read_catalogue
 from course.pages import console_blocks
 from course.registry import ROOT, lessons
 
@@ -68,3 +70,15 @@ def test_run_on_an_unwritten_lesson_is_one_sentence(lesson, tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"Not written yet: task {int(lesson.number)}.")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+@pytest.mark.parametrize("lesson", lessons(), ids=lambda lesson: lesson.number)
+def test_front_page_links_each_lesson_and_has_its_counts(lesson, page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert f"(tutorial/{lesson.path}/{page})" in text
+    tests, catalogue = len(lesson_tests(lesson)), read_catalogue(lesson)
+    mistakes, variants = len(catalogue.mistakes), len(catalogue.variants)
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| {lesson.name} |"))
+    want = [tests, len(lesson.tasks), *(f"{n}/{n}" for n in (tests, tests, mistakes, variants))]
+    assert [cell.strip() for cell in row.split("|")[2:8]] == [str(value) for value in want]
