@@ -9,7 +9,7 @@ from course.failures import width
 from course.lang import tr
 from course.outcomes import FAILED, PASSED, SKIPPED, TIMEOUT, TODO, TaskResult, TestOutcome, by_task, points
 from course.progress import write_text
-from course.registry import Lesson
+from course.registry import Exam, Lesson
 
 if TYPE_CHECKING:
     from course.pytest_plugin import Run
@@ -82,12 +82,7 @@ def next_move(lesson: Lesson, results: list[TaskResult], students: bool) -> str:
         return ""
     first = next((r for r in results if r.state in (TODO, FAILED)), None)
     if first is None:
-        if all(r.state == PASSED for r in results):
-            return tr(
-                f"Done. `course diff {lesson.number}` shows your code beside the solution.",
-                f"完成。`course diff {lesson.number}` 可以把你的代码和参考答案对照着看。",
-            )
-        return ""
+        return _when_passed(lesson, results)
     place = ""
     if first.todo:
         path = next((p for p in lesson.student_files() if p.name == first.todo.todo_file), None)
@@ -97,6 +92,24 @@ def next_move(lesson: Lesson, results: list[TaskResult], students: bool) -> str:
     return tr(
         f"Next: task {first.task.id}, {first.task.title}{place}. A hint: `course hint {first.task.id}`.",
         f"下一步：任务 {first.task.id}，{first.task.title}{place}。要提示：`course hint {first.task.id}`。",
+    )
+
+
+def _when_passed(lesson: Lesson, results: list[TaskResult]) -> str:
+    """What comes after a run without a TODO or a failure."""
+    if not all(r.state == PASSED for r in results):
+        return ""
+    files = {f"{o.file}.py" for r in results for o in r.outcomes}
+    if left := [path.name for path in lesson.test_files() if path.name not in files]:
+        return tr(
+            f"All of these pass. `course check {lesson.number}` runs {left[0]} too.",
+            f"这些全部通过。`course check {lesson.number}` 会连同 {left[0]} 一起运行。",
+        )
+    if isinstance(lesson, Exam):
+        return tr("Done: the whole stack is yours.", "完成：整个训练栈都是你自己写的。")
+    return tr(
+        f"Done. `course diff {lesson.number}` shows your code beside the solution.",
+        f"完成。`course diff {lesson.number}` 可以把你的代码和参考答案对照着看。",
     )
 
 

@@ -28,9 +28,11 @@ def test_status_of_a_fresh_course_and_after_a_check(toy, edit):
 
 def test_basic_tests_alone_do_not_finish_a_lesson(toy):
     assert toy.course("adopt", "1").status == 0
-    assert toy.course("check", "1", "--basic").status == 0
+    basic = toy.course("check", "1", "--basic")
+    assert basic.status == 0
+    assert "`course check 01` runs advanced_test.py too" in basic.out
     assert "only some of the tests were run" in toy.course("status").out
-    assert toy.course("check", "1").status == 0
+    assert "Done. `course diff 01`" in toy.course("check", "1").out
     assert "Every lesson is done." in toy.course("status").out
 
 
