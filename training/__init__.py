@@ -4,8 +4,10 @@ model.py      a small decoder-only GPT
 data.py       text as bytes, windows, loaders, the bigram baseline
 optimizer.py  parameter groups and torch.optim
 scheduler.py  learning-rate schedules, one step per update
-trainer.py    the training loop: accumulation, clipping, validation
+trainer.py    the training loop: accumulation, clipping, mixed precision, validation, checkpoints
+state.py      all that a run depends on, out of a trainer and back; sampler.py: the place in the data
+checkpoint.py files that survive a kill; logger.py: metrics; config.py: YAML and flags
 
-Run: ``python -m training pretrain`` and ``python -m training.data``.
+Run: ``python -m training pretrain``, ``python -m training checkpoints list DIRECTORY``, ``python -m training.data``.
 Importing this package imports nothing else; torch comes with the module that needs it.
 """

@@ -1,33 +1,42 @@
-"""`python -m training pretrain`: text in; metrics, a picture of the loss and a sample out.
+"""`python -m training pretrain`: text in; metrics, checkpoints, a picture of the run and a sample out.
 
 Run: ``python -m training pretrain --output_dir runs/demo``; ``--help`` lists the flags.
 
-Everything that can be wrong with the flags or the text is found before anything is written.
+Everything that can be wrong with the configuration, the text or the checkpoint is found before anything is written.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import logging
 import math
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from training.config import differences, to_dict, write_config
 from training.data import TokenDataset, bigram_loss, load_text, make_loader, train_val_split
+from training.logger import TrainerLogger
 from training.model import GPT, GPTConfig
 from training.optimizer import configure_optimizer
+from training.plot import draw_run
+from training.progress import ProgressBar
+from training.resume import Start, find_start, set_aside
+from training.run_log import Row
+from training.sampler import resumable_loader
 from training.scheduler import create_scheduler
-from training.trainer import Row, Trainer
+from training.schema import PretrainConfig
+from training.state import restore
+from training.system import SystemMetrics
+from training.trainer import Trainer
 
-METRICS = "metrics.jsonl"
 PICTURE = "loss.png"
 PROMPT = "The "
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,72 +45,72 @@ class Run:
 
     model: GPT
     trainer: Trainer
+    logger: TrainerLogger
     baseline: float  # the bigram model's loss on the validation text
     output_dir: Path
     summary: str
 
 
-def prepare(args: argparse.Namespace) -> Run:
-    """Check the flags and the text, build everything, and make output_dir, in this order.
+def prepare(config: PretrainConfig) -> Run:
+    """Check the text and the checkpoint, build everything, and only then write to output_dir.
 
     Raises:
-        ValueError: something is unusable; nothing has been written.
+        ValueError, ImportError: something is unusable; nothing has been written.
     """
-    if args.threads < 1:
-        raise ValueError(f"threads must be >= 1, got {args.threads}")
-    torch.set_num_threads(args.threads)
-    device = pick_device(args.device)
-    train_tokens, val_tokens = train_val_split(load_text(args.data), args.val_fraction, args.block_size)
+    torch.set_num_threads(config.trainer.threads)
+    device = pick_device(config.trainer.device)
+    output_dir = Path(config.trainer.output_dir)
+    start = find_start(config.trainer.resume, config.trainer.reset_optimizer, output_dir)
+    block_size, val_fraction = config.model.block_size, config.data.val_fraction
+    train_tokens, val_tokens = train_val_split(load_text(config.data.data), val_fraction, block_size)
     baseline = bigram_loss(train_tokens, val_tokens)
-    torch.manual_seed(args.seed)
-    shape = {name: getattr(args, name) for name in ("block_size", "n_layer", "n_head", "n_embd", "dropout")}
-    model = GPT(GPTConfig(**shape)).to(device)
-    trainer = build_trainer(args, model, device, train_tokens, val_tokens)
-    output_dir = Path(args.output_dir)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / METRICS).open("a").close()
-    except OSError as error:
-        raise ValueError(
-            f"Cannot write to {output_dir}: {error.strerror}; choose another --output_dir."
-        ) from error
+    torch.manual_seed(config.trainer.seed)
+    model = GPT(GPTConfig(**vars(config.model))).to(device)
+    trainer = build_trainer(config, model, device, train_tokens, val_tokens, start)
+    notes = list(start.notes)
+    if start.path is not None:
+        lacks = restore(trainer, start.state, config.trainer.reset_optimizer)
+        notes += [f"{start.path} has {note}" for note in lacks]
+        changed = differences(start.state.get("config") or {}, config)
+        notes += [f"other settings than the checkpoint's: {', '.join(changed)}"] if changed else []
+    logger = open_output(config, trainer, start, output_dir)
+    for note in notes:
+        log.warning(note)
     summary = (
         f"model   {model.num_parameters():,} parameters on {device}\n"
         f"data    {len(train_tokens):,} bytes to train on, {len(val_tokens):,} to validate on\n"
         f"target  {baseline:.3f} nats a byte: the bigram model on the validation text"
     )
-    return Run(model, trainer, baseline, output_dir, summary)
-
-
-def execute(run: Run) -> int:
-    """Train, and write what there is to see. Returns the exit code: 0, 1 if it broke down, 130 after Ctrl-C."""
-    print(run.summary, flush=True)
-    exit_code = train(run.trainer, run.output_dir / METRICS)
-    if run.trainer.history:
-        plot_losses(run.trainer.history, run.baseline, run.output_dir / PICTURE)
-    report(run)
-    print(f"wrote   {run.output_dir / METRICS}" + (f" and {PICTURE}" if run.trainer.history else ""))
-    return exit_code
+    if start.path is not None:
+        summary += f"\nresume  {start.path}: {trainer.global_step} updates, {trainer.epoch} epochs"
+    return Run(model, trainer, logger, baseline, output_dir, summary)
 
 
 def build_trainer(
-    args: argparse.Namespace, model: GPT, device: torch.device, train_tokens: Tensor, val_tokens: Tensor
+    config: PretrainConfig,
+    model: GPT,
+    device: torch.device,
+    train_tokens: Tensor,
+    val_tokens: Tensor,
+    start: Start,
 ) -> Trainer:
-    """Loaders → optimizer → scheduler → trainer, from the flags."""
-    train_data, val_data = (
-        TokenDataset(train_tokens, args.block_size),
-        TokenDataset(val_tokens, args.block_size),
-    )
+    """Loaders → optimizer → scheduler → trainer, from the configuration."""
+    run, block_size, batch_size = config.trainer, config.model.block_size, config.data.batch_size
+    train_data, val_data = TokenDataset(train_tokens, block_size), TokenDataset(val_tokens, block_size)
     pin_memory = device.type == "cuda"
-    train_loader = make_loader(
-        train_data, args.batch_size, shuffle=True, seed=args.seed, pin_memory=pin_memory
-    )
-    val_loader = make_loader(val_data, 4 * args.batch_size, pin_memory=pin_memory)
+    train_loader = resumable_loader(train_data, batch_size, seed=run.seed, pin_memory=pin_memory)
+    val_loader = make_loader(val_data, 4 * batch_size, pin_memory=pin_memory)
+    name, lr, weight_decay = config.optimizer.optimizer, config.optimizer.lr, config.optimizer.weight_decay
     # Language models take a shorter memory of the second moment than torch's default: one spike passes sooner.
-    options = {"momentum": 0.9} if args.optimizer.lower() == "sgd" else {"betas": (0.9, 0.95)}
-    optimizer = configure_optimizer(model, args.optimizer, args.lr, args.weight_decay, **options)
-    warmup_steps = min(args.warmup_steps, args.max_steps)
-    scheduler = create_scheduler(args.scheduler, optimizer, warmup_steps, args.max_steps, args.min_lr_ratio)
+    options = {"momentum": 0.9} if name == "sgd" else {"betas": (0.9, 0.95)}
+    optimizer = configure_optimizer(model, name, lr, weight_decay, **options)
+    # A schedule that was reset in the middle of a run covers what is left of it.
+    began = start.state.get("progress", {}).get("schedule_start", 0)
+    total_steps = max(1, run.max_steps - (start.global_step if run.reset_optimizer else began))
+    warmup_steps = min(config.scheduler.warmup_steps or 0, total_steps)
+    scheduler = create_scheduler(
+        config.scheduler.scheduler, optimizer, warmup_steps, total_steps, config.scheduler.min_lr_ratio
+    )
     return Trainer(
         model,
         optimizer,
@@ -109,13 +118,93 @@ def build_trainer(
         val_loader,
         scheduler,
         device,
-        max_epochs=args.max_steps,  # an epoch has at least one update, so max_steps decides
-        grad_accum_steps=args.grad_accum_steps,
-        max_grad_norm=args.max_grad_norm,
-        log_interval=args.log_interval,
-        eval_interval=args.eval_interval,
-        max_steps=args.max_steps,
+        max_epochs=run.max_steps,  # an epoch has at least one update, so max_steps decides
+        grad_accum_steps=run.grad_accum_steps,
+        max_grad_norm=run.max_grad_norm,
+        use_amp=run.use_amp,
+        amp_dtype=run.amp_dtype,
+        log_interval=run.log_interval,
+        save_dir=run.output_dir,
+        save_interval=run.save_interval,
+        eval_interval=run.eval_interval,
+        max_steps=run.max_steps,
+        patience=run.patience,
+        max_skips=run.max_skips,
+        keep_last=run.keep_last,
+        async_save=run.async_save,
+        config=to_dict(config),
     )
+
+
+def open_output(config: PretrainConfig, trainer: Trainer, start: Start, output_dir: Path) -> TrainerLogger:
+    """Make output_dir and its log, cut back to where the checkpoint was made."""
+    write_config(config, output_dir)
+    if folder := set_aside(start.superseded, output_dir):
+        log.warning("%d later checkpoints are now in %s", len(start.superseded), folder)
+    resumed = start.path is not None
+    return TrainerLogger(
+        output_dir,
+        config.logger.use_wandb,
+        config.logger.use_tensorboard,
+        resume_step=trainer.global_step if resumed else None,
+        resume_rows=trainer.progress.rows if "progress" in start.state else None,
+    )
+
+
+def execute(run: Run) -> int:
+    """Train, and write what there is to see.
+
+    Returns:
+        The exit code: 0; 1 if the training broke down; 128 + number of the signal that ended it.
+    """
+    print(run.summary, flush=True)
+    with run.logger:
+        exit_code = train(run)
+    written = [run.logger.path.name]
+    if run.logger.num_rows:
+        draw_run(run.logger.path, run.output_dir / PICTURE, run.baseline)
+        written.append(PICTURE)
+    report(run)
+    print(f"wrote   {run.output_dir}: {', '.join(written)} and checkpoints")
+    return exit_code
+
+
+def train(run: Run) -> int:
+    """Train with a progress bar, each row in the log as soon as it is there. Returns the exit code."""
+    trainer, system = run.trainer, SystemMetrics(run.trainer.device)
+    assert trainer.max_steps is not None
+    with ProgressBar(trainer.max_steps, trainer.global_step, sys.stderr) as bar:
+
+        def on_log(row: Row) -> None:
+            measured = system() if "train_loss" in row else {}
+            run.logger.log({**row, **measured}, row["global_step"])
+            bar.update(row)
+
+        trainer.run_log.on_log = on_log
+        try:
+            trainer.train()
+        except FloatingPointError as error:
+            stopped, exit_code = f"Stopped: {error}", 1
+        else:
+            if trainer.stopped_by is None:
+                return 0
+            stopped = stop_message(trainer)
+            exit_code = 128 + signal.Signals[trainer.stopped_by]
+    print(stopped, file=sys.stderr)  # below the progress bar
+    return exit_code
+
+
+def stop_message(trainer: Trainer) -> str:
+    """What a signal ended, and how to go on: after a failed save (a full disk) not from here."""
+    assert trainer.checkpoints is not None
+    progress, newest = trainer.progress, trainer.checkpoints.latest_valid().path
+    inside = f", {progress.micro_step} micro-batches into the next" if progress.micro_step else ""
+    place = (
+        f"Stopped by {trainer.stopped_by} after {trainer.global_step} of {trainer.max_steps} updates{inside}."
+    )
+    if newest is not None and newest.name == f"epoch_{trainer.epoch}_step_{trainer.global_step}.pt":
+        return f"{place} Everything is in {newest}: --resume auto goes on from here."
+    return f"{place} THIS COULD NOT BE SAVED: --resume auto goes on from {newest or 'the beginning'}."
 
 
 def pick_device(name: str) -> torch.device:
@@ -130,63 +219,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def train(trainer: Trainer, metrics_path: Path) -> int:
-    """Train with a progress bar, each row a line of JSON as soon as it is there. Returns the exit code."""
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
-    progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-    with metrics_path.open("w", encoding="utf-8", buffering=1) as file, progress:  # line-buffered
-        task = progress.add_task("train", total=trainer.max_steps)
-
-        def on_log(row: Row) -> None:
-            print(json.dumps(row), file=file)
-            loss = " ".join(f"{key} {row[key]:.3f}" for key in ("train_loss", "val_loss") if key in row)
-            progress.update(task, completed=row["global_step"], description=loss)
-
-        trainer.on_log = on_log
-        try:
-            trainer.train()
-        except KeyboardInterrupt:
-            stopped, exit_code = (
-                f"Stopped by Ctrl-C after {trainer.global_step} of {trainer.max_steps} updates.",
-                130,
-            )
-        except FloatingPointError as error:
-            stopped, exit_code = f"Stopped: {error}", 1
-        else:
-            return 0
-    print(stopped, file=sys.stderr)  # below the progress bar
-    return exit_code
-
-
-def plot_losses(history: list[Row], baseline: float, path: Path) -> None:
-    """Training and validation loss over updates, and the bigram model as a line to get under."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for key, label, style in (("train_loss", "training", "-"), ("val_loss", "validation", "o-")):
-        rows = [row for row in history if key in row]
-        axes.plot([row["global_step"] for row in rows], [row[key] for row in rows], style, label=label, ms=4)
-    axes.axhline(baseline, color="grey", ls="--", label="bigram model")
-    axes.set(xlabel="updates", ylabel="loss (nats a byte)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def report(run: Run) -> None:
     """The end of the run in a few lines, and what the model has to say."""
-    trainer = run.trainer
-    if trainer.skipped_steps:
-        print(f"skipped {trainer.skipped_steps} updates: their gradient was not finite")
-    validations = [row for row in trainer.history if "val_loss" in row]
-    if validations:
-        loss, step = validations[-1]["val_loss"], validations[-1]["global_step"]
-        print(f"result  {loss:.3f} nats a byte: validation loss after {step} updates")
-        if math.isfinite(loss):
-            prompt = torch.tensor([list(PROMPT.encode())], device=trainer.device)
+    progress = run.trainer.progress
+    if progress.skipped_steps:
+        print(f"skipped {progress.skipped_steps} updates: their gradient was not finite")
+    if progress.validated_step >= 0:
+        print(
+            f"result  {progress.val_loss:.3f} nats a byte: validation loss after {progress.validated_step} updates"
+        )
+        if math.isfinite(progress.val_loss):
+            prompt = torch.tensor([list(PROMPT.encode())], device=run.trainer.device)
             sample = run.model.generate(prompt, 160, temperature=0.7)[0]
             print(f"sample  {bytes(sample.tolist()).decode('utf-8', 'replace')!r}")

@@ -1,36 +1,40 @@
-"""The training loop: forward → backward over a window of micro-batches, clip, update, schedule; validate.
+"""The training loop: forward → scale → backward over a window, unscale → clip → step → schedule; validate; save.
 
-Run: ``Trainer(model, optimizer, train_loader, val_loader, max_epochs=3, grad_accum_steps=4).train()``, or
-``python -m training pretrain``.
+Run: ``Trainer(model, optimizer, train_loader, max_epochs=3).train()``, or ``python -m training pretrain``.
 
 A *micro-batch* is what the loader gives; a *window* is grad_accum_steps of them (the last of an epoch may be
 shorter) and makes one *update*; global_step counts updates.
-
-Paper: Pascanu, Mikolov and Bengio 2013, "On the difficulty of training recurrent neural networks",
-https://arxiv.org/abs/1211.5063 (clipping by the global norm).
 """
 
 from __future__ import annotations
 
-import math
+import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from training.evaluation import eval_mode, preserved_rng
+from training.amp import Precision
+from training.checkpoint import CheckpointManager, load_checkpoint
+from training.checks import owned_parameters as owned_parameters
+from training.checks import require_batches, require_positive
+from training.evaluation import evaluate, preserved_rng
+from training.gradients import clip_gradients, mean_gradient
 from training.losses import count_tokens, token_loss
+from training.run_log import Progress, RunLog
+from training.run_log import Row as Row
+from training.sampler import Batch, DataCursor
+from training.sampler import windows as windows
+from training.signals import StopRequested, StopSignals
+from training.state import capture, restore
 
-MAX_SKIPS_IN_A_ROW = 50  # one bad batch passes; after so many the weights themselves must be broken
-
-Batch = dict[str, Tensor]
-Row = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -40,35 +44,41 @@ class Trainer:
     window. So an update from K micro-batches is the update from their concatenation, also when their token
     counts differ, and also for a shorter last window; a mean of K means is neither.
 
-    An update whose gradient norm is inf or NaN is left out (clipping would spread the NaN to every weight),
-    and the scheduler waits with it; a window without a target is left out too. Both leave global_step alone.
+    An update whose gradient norm is inf or NaN is left out (clipping would spread the NaN to every weight), and
+    so is a window without a target. The scheduler waits with it, and global_step stays.
 
     Args:
         model: ``model(input_ids) -> logits`` (B, T, V); moved to device.
         optimizer: on this model's parameters.
-        train_loader: iterated once an epoch.
+        train_loader: iterated once an epoch; see sampler.DataCursor for how a resumed run finds its place.
         val_loader: for validate(), or None.
         scheduler: stepped once per update, or None.
         device: None means where the model is.
         max_epochs: epochs of the whole run, >= 1.
         grad_accum_steps: micro-batches in a window, >= 1.
         max_grad_norm: global norm above which the gradient is scaled down to it, > 0; None: no clipping.
+        use_amp: forwards in amp_dtype, "bf16" or "fp16" (which needs a loss scale); weights stay as they are.
         log_interval: updates between two training rows, >= 1.
-        eval_interval: updates between two validations, >= 1; None: after each epoch. One also ends the run.
+        save_dir: where checkpoints go, or None for none. Besides those of save_interval, one is saved after the
+            best validation so far, at the end, and on SIGTERM and SIGINT.
+        save_interval, eval_interval: updates between two checkpoints, two validations, >= 1; None: after each
+            epoch. A validation also ends the run.
         max_steps: stop after so many updates, >= 1; None: max_epochs alone decides.
+        patience: stop after so many validations in a row that are not the best, >= 1; None: never.
+        max_skips: updates left out in a row after which the weights must be broken, >= 1.
+        keep_last, async_save: see CheckpointManager. config: plain values, saved for the record.
         on_log: called with each row when it is added to history.
 
     Attributes:
-        global_step, epoch, total_tokens: updates made, epochs finished, targets seen; train() goes on from
-            there.
-        skipped_steps: updates left out because their gradient was not finite.
+        progress: the counters, see Progress; `epoch` and `global_step` are two. train() goes on from there.
         history: rows of plain numbers. Training: "global_step", "epoch", "train_loss", "lr", "grad_norm",
-            "tokens", "tokens_per_second", "skipped_steps"; validation: "global_step", "epoch", "val_loss",
-            "val_perplexity".
+            "grad_mean" (in the rows of log_interval), "tokens", "tokens_per_second", "skipped_steps", with
+            fp16 "loss_scale"; validation: "global_step", "epoch", "val_loss", "val_perplexity".
+        stopped_by: the name of the signal that ended the last train(), or None.
 
     Raises:
         ValueError: a number out of range, an empty loader, or an optimizer that holds other parameters.
-        FloatingPointError: from train(), after MAX_SKIPS_IN_A_ROW updates left out in a row.
+        FloatingPointError: from train(), after max_skips updates left out in a row.
     """
 
     def __init__(
@@ -82,219 +92,209 @@ class Trainer:
         max_epochs: int = 1,
         grad_accum_steps: int = 1,
         max_grad_norm: float | None = None,
+        use_amp: bool = False,
         log_interval: int = 10,
+        save_dir: str | os.PathLike[str] | None = None,
+        save_interval: int | None = None,
         eval_interval: int | None = None,
         max_steps: int | None = None,
+        amp_dtype: str = "bf16",
+        patience: int | None = None,
+        max_skips: int = 50,
+        keep_last: int = 3,
+        async_save: bool = True,
+        config: dict[str, Any] | None = None,
         on_log: Callable[[Row], None] | None = None,
     ) -> None:
-        _require_positive(
-            max_epochs=max_epochs,
-            grad_accum_steps=grad_accum_steps,
-            max_grad_norm=max_grad_norm,
-            log_interval=log_interval,
-            eval_interval=eval_interval,
-            max_steps=max_steps,
-        )
-        _require_batches(train_loader=train_loader, val_loader=val_loader)
+        require_positive(max_epochs=max_epochs, grad_accum_steps=grad_accum_steps, log_interval=log_interval)
+        require_positive(max_grad_norm=max_grad_norm, eval_interval=eval_interval, max_steps=max_steps)
+        require_positive(save_interval=save_interval, patience=patience, max_skips=max_skips)
+        require_batches(train_loader=train_loader, val_loader=val_loader)
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         self.model = model.to(self.device)
-        self.optimizer = optimizer
+        self.optimizer, self.scheduler = optimizer, scheduler
         self.params = owned_parameters(optimizer, self.model)
-        self.train_loader = train_loader
-        self.val_loader = val_loader
-        self.scheduler = scheduler
-        self.max_epochs = max_epochs
-        self.grad_accum_steps = grad_accum_steps
-        self.max_grad_norm = max_grad_norm
-        self.log_interval = log_interval
-        self.eval_interval = eval_interval
-        self.max_steps = max_steps
-        self.on_log = on_log
-        self.global_step = self.epoch = self.total_tokens = self.skipped_steps = 0
-        self.history: list[Row] = []
-        self._skips_in_a_row = 0
-        self._lr = math.nan
-        self._validated_step = -1
-        self._reset_interval()
+        self.train_loader, self.val_loader = train_loader, val_loader
+        self.max_epochs, self.max_steps = max_epochs, max_steps
+        self.grad_accum_steps, self.max_grad_norm = grad_accum_steps, max_grad_norm
+        precision = Precision(self.device, use_amp, amp_dtype)
+        self.autocast, self.scaler = precision.autocast, precision.scaler
+        self.log_interval, self.eval_interval, self.save_interval = log_interval, eval_interval, save_interval
+        self.patience, self.max_skips = patience, max_skips
+        self.config = config or {}
+        self.data = DataCursor(train_loader)
+        self.checkpoints = None if save_dir is None else CheckpointManager(save_dir, keep_last, async_save)
+        self.signals = StopSignals()
+        self.progress = Progress()
+        self.run_log = RunLog(self.progress, self.device, on_log)
+        self.history = self.run_log.history
+        self.window: list[Batch] = []  # the micro-batches of the update under way
+        self.stopped_by: str | None = None
+        self._saved: tuple[int, ...] = ()
 
     def train(self) -> list[Row]:
-        """Train until max_epochs or max_steps, from where the last call ended. Returns history."""
+        """Train until the run is over, or a signal comes, from where the last call ended. Returns history."""
         if not self.model.training:
             self.model.train()  # else leave it: a submodule that somebody froze in eval mode stays frozen
-        self.optimizer.zero_grad(set_to_none=True)  # what others left there is not part of the first update
-        self._reset_interval()
-        while self.epoch < self.max_epochs and not self._reached_max_steps():
-            self._train_epoch()
-        self._log_training()
-        self._log_validation()
+        if self.progress.micro_step == 0:
+            self.optimizer.zero_grad(set_to_none=True)  # what others left is not part of the first update
+        self.run_log.restart_clock()
+        self.stopped_by = None
+        with self.signals:
+            try:
+                self._evaluate_and_save()  # what is still to be done where a resumed run was left
+                while self.epoch < self.max_epochs and not self._is_over():
+                    self._train_epoch()
+                self._log_training()
+                self._evaluate_and_save(evaluate=True, save=True)
+            except StopRequested as stop:
+                self.stopped_by = str(stop)
+                if self.checkpoints is not None:
+                    self.save_checkpoint()
+            finally:
+                if self.checkpoints is not None:
+                    self.checkpoints.wait()
         return self.history
 
     def _train_epoch(self) -> None:
-        tokens_before = self.total_tokens
-        for window in windows(self.train_loader, self.grad_accum_steps):
-            if self._reached_max_steps():  # asked before a window: after its last one an epoch is finished
-                return
-            if self.train_step(window):
+        stream = windows(self.data.iterate(self.epoch), self.grad_accum_steps)
+        while self._open_window(stream):
+            if self.train_step(self.window):
                 self._after_update()
-        if self.total_tokens == tokens_before:
+        if self._is_over() and not self._is_exhausted(stream):
+            return
+        if self.progress.epoch_tokens == 0:
             raise ValueError("train_loader has no target: it is empty, or every label is -100")
         self._log_training()
-        self.epoch += 1
-        if self.eval_interval is None:
-            self._log_validation()
+        self.progress.epoch, self.progress.epoch_tokens = self.epoch + 1, 0
+        self.data.finish_epoch()
+        self._evaluate_and_save(evaluate=self.eval_interval is None, save=self.save_interval is None)
+
+    def _open_window(self, stream: Iterator[list[Batch]]) -> bool:
+        """Take the next window, unless a resumed one is open. False at the end of the epoch, or of the run."""
+        if not self.window and not self._is_over():
+            self.signals.leave_if_asked()
+            self.window = next(stream, [])
+            self.data.advance(len(self.window))
+        return bool(self.window)
+
+    def _is_exhausted(self, stream: Iterator[list[Batch]]) -> bool:
+        """Whether the run ends with its epoch. To see that a window is read, without a trace."""
+        with preserved_rng(self.device, self.train_loader):
+            return next(stream, None) is None
 
     def train_step(self, window: list[Batch]) -> bool:
         """One update from one window of micro-batches. Returns whether the weights were updated."""
         # Targets are counted in host memory, before the forward: no synchronisation with the device.
         num_tokens = sum(count_tokens(micro_batch["labels"]) for micro_batch in window)
         if num_tokens == 0:
+            self.window = []
             return False
-        for micro_batch in window:
-            input_ids, labels = self._to_device(micro_batch)
-            logits = self.model(input_ids)  # (B, T, V)
-            loss_sum = token_loss(logits, labels)
+        for micro_batch in window[self.progress.micro_step :]:  # a resumed window goes on where it was left
+            self.signals.leave_if_asked()
+            input_ids = micro_batch["input_ids"].to(self.device, non_blocking=True)  # (B, T)
+            labels = micro_batch["labels"].to(self.device, non_blocking=True)  # (B, T)
+            with self.autocast:
+                logits = self.model(input_ids)  # (B, T, V)
+            loss_sum = token_loss(logits, labels)  # in float32, whatever the forward was in
             loss = loss_sum / num_tokens  # this micro-batch's share of the window's mean
-            loss.backward()
-            self._loss_sum += loss_sum.detach()
-        self._num_tokens += num_tokens
-        self.total_tokens += num_tokens
+            self.scaler.scale(loss).backward()
+            self.run_log.add_loss(loss_sum)
+            self.progress.micro_step += 1
 
-        self._grad_norm = self.clip_gradients()  # once an update, not once a micro-batch
-        updated = bool(self._grad_norm.isfinite())  # the only value that an update reads back from the device
+        self.scaler.unscale_(self.optimizer)  # max_grad_norm is in true gradient units
+        row_is_due = (self.global_step + 1) % self.log_interval == 0
+        self.run_log.grad_mean = mean_gradient(self.params) if row_is_due else None
+        grad_norm = self.run_log.grad_norm = clip_gradients(self.params, self.max_grad_norm)
+        updated = bool(grad_norm.isfinite())  # the only value that an update reads back from the device
         if updated:
-            self._lr = self.optimizer.param_groups[0]["lr"]  # the rate used; the scheduler moves it
-            self.optimizer.step()
+            self.progress.lr = self.optimizer.param_groups[0]["lr"]  # the rate used; the scheduler moves it
+            self.scaler.step(self.optimizer)
             if self.scheduler is not None:
                 self.scheduler.step()
-            self.global_step += 1
-            self._skips_in_a_row = 0
-        else:
-            self._skip()
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.window = []
+        self.progress.close_window(num_tokens, updated)
+        if not updated:
+            self._skip()
         return updated
 
     def _skip(self) -> None:
-        self.skipped_steps += 1
-        self._skips_in_a_row += 1
         self._log_training()  # at once: a run that skips must be seen to skip
-        if self._skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
+        skips = self.progress.skips_in_a_row
+        if skips >= self.max_skips:
             raise FloatingPointError(
-                f"the gradient was inf or NaN in {self._skips_in_a_row} updates in a row, "
+                f"the gradient was inf or NaN in {skips} updates in a row, "
                 f"after update {self.global_step}: try a lower lr, and look at the data"
             )
 
-    def clip_gradients(self) -> Tensor:
-        """Scale the gradients to a global norm of at most max_grad_norm; returns the norm before that."""
-        if self.max_grad_norm is not None:
-            return clip_grad_norm_(self.params, self.max_grad_norm)
-        return get_total_norm([param.grad for param in self.params if param.grad is not None])
-
     def validate(self) -> dict[str, float]:
-        """Loss and perplexity over all of val_loader.
-
-        The loss is Σ −ln p / Σ targets, not a mean of batch means; the perplexity is its exponential. Modes,
-        gradients and random generators are afterwards as they were before.
-
-        Returns:
-            {"loss": nats a token, "perplexity": exp(loss)}.
-
-        Raises:
-            ValueError: without a val_loader, or without a target in it.
-        """
+        """{"loss", "perplexity"} over all of val_loader; see evaluation.evaluate. ValueError without one."""
         if self.val_loader is None:
             raise ValueError("validate() needs a val_loader")
-        loss_sum, num_tokens = torch.zeros((), device=self.device), 0
-        with torch.no_grad(), eval_mode(self.model), preserved_rng(self.device, self.val_loader):
-            for batch in self.val_loader:
-                num_tokens += count_tokens(batch["labels"])
-                input_ids, labels = self._to_device(batch)
-                loss_sum += token_loss(self.model(input_ids), labels)
-        if num_tokens == 0:
-            raise ValueError("val_loader has no target: it is empty, or every label is -100")
-        loss = loss_sum.item() / num_tokens
-        return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else loss * math.inf}
+        ask = self.signals.leave_if_asked
+        return evaluate(self.model, self.val_loader, self.device, self.autocast, before_batch=ask)
 
-    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        input_ids = batch["input_ids"].to(self.device, non_blocking=True)
-        return input_ids, batch["labels"].to(self.device, non_blocking=True)
+    def save_checkpoint(self, is_best: bool = False) -> Path:
+        """Save all that this trainer is as epoch_{epoch}_step_{global_step}.pt; call it between micro-steps.
 
-    def _reached_max_steps(self) -> bool:
-        return self.max_steps is not None and self.global_step >= self.max_steps
+        is_best: as best_model.pt, too, if no val_loss in this folder was lower. ValueError without a save_dir.
+        """
+        if self.checkpoints is None:
+            raise ValueError("save_checkpoint() needs a save_dir")
+        metric = self.progress.val_loss if is_best else None
+        self._saved = self._position()
+        return self.checkpoints.save(capture(self), self.epoch, self.global_step, metric)
+
+    def load_checkpoint(self, path: str | os.PathLike[str], reset_optimizer: bool = False) -> tuple[int, int]:
+        """Go on from a file, exactly where it was saved. Returns (epochs finished, updates made).
+
+        See state.restore. CheckpointError: the file is bad, or does not fit this trainer, which stays as it was.
+        """
+        for note in restore(self, load_checkpoint(path), reset_optimizer):
+            log.warning("%s has %s", path, note)
+        self._saved = self._position()
+        return self.epoch, self.global_step
+
+    def _position(self) -> tuple[int, ...]:
+        return self.epoch, self.global_step, self.progress.micro_step, self.progress.rows
+
+    def _is_over(self) -> bool:
+        stale = self.patience is not None and self.progress.stale_validations >= self.patience
+        return stale or (self.max_steps is not None and self.global_step >= self.max_steps)
 
     def _after_update(self) -> None:
         if self.global_step % self.log_interval == 0:
             self._log_training()
-        if self.eval_interval is not None and self.global_step % self.eval_interval == 0:
-            self._log_validation()
+        self._evaluate_and_save(
+            evaluate=self.eval_interval is not None and self.global_step % self.eval_interval == 0,
+            save=self.save_interval is not None and self.global_step % self.save_interval == 0,
+        )
 
-    def _reset_interval(self) -> None:
-        self._loss_sum, self._num_tokens = torch.zeros((), device=self.device), 0
-        self._started = time.perf_counter()
+    def _evaluate_and_save(self, evaluate: bool = False, save: bool = False) -> None:
+        """Do what is due now, or was due when a signal ended a validation."""
+        progress = self.progress
+        progress.validation_due |= evaluate and self.val_loader is not None
+        progress.save_due |= save and self.checkpoints is not None
+        improved = False
+        if progress.validation_due and progress.validated_step != self.global_step:
+            started = time.perf_counter()
+            metrics = self.validate()
+            improved = self.run_log.validation_row(metrics, time.perf_counter() - started)
+        save = progress.save_due and self._saved != self._position()
+        progress.validation_due = progress.save_due = False  # before the save: a resumed run has done both
+        if save or (improved and self.checkpoints is not None):
+            self.save_checkpoint(is_best=improved)
 
     def _log_training(self) -> None:
-        """One row over the updates since the last: the only place where training reads back its loss."""
-        if self._num_tokens == 0:
-            return
-        train_loss = (
-            self._loss_sum.item() / self._num_tokens
-        )  # waits for the device, so the clock is read after
-        self._log(
-            train_loss=train_loss,
-            lr=self._lr,
-            grad_norm=self._grad_norm.item(),
-            tokens=self._num_tokens,
-            tokens_per_second=self._num_tokens / (time.perf_counter() - self._started),
-            skipped_steps=self.skipped_steps,
-        )
-        self._reset_interval()
+        scale = {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
+        self.run_log.training_row(**scale)
 
-    def _log_validation(self) -> None:
-        if self.val_loader is None or self._validated_step == self.global_step:
-            return
-        started = time.perf_counter()
-        metrics = self.validate()
-        self._validated_step = self.global_step
-        self._log(val_loss=metrics["loss"], val_perplexity=metrics["perplexity"])
-        self._started += time.perf_counter() - started  # the throughput is that of training
+    @property
+    def epoch(self) -> int:
+        return self.progress.epoch
 
-    def _log(self, **metrics: float) -> None:
-        row: Row = {"global_step": self.global_step, "epoch": self.epoch, **metrics}
-        self.history.append(row)
-        if self.on_log is not None:
-            self.on_log(row)
-
-
-def windows(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """Lists of size micro-batches in turn; the last one holds what is left."""
-    micro_batches = iter(loader)
-    while window := list(islice(micro_batches, size)):
-        yield window
-
-
-def owned_parameters(optimizer: Optimizer, model: nn.Module) -> list[Tensor]:
-    """What the optimizer updates. If it was built before a parameter was replaced, it would train a ghost."""
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    own = {id(param) for param in model.parameters()}
-    strangers = sum(id(param) not in own for param in params)
-    if strangers:
-        raise ValueError(
-            f"the optimizer holds {strangers} tensors that are no parameters of the model: "
-            "build it after the model"
-        )
-    return params
-
-
-def _require_positive(**numbers: float | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be > 0, got {value}")
-
-
-def _require_batches(**loaders: Iterable[Batch] | None) -> None:
-    for name, loader in loaders.items():
-        try:
-            empty = loader is not None and len(loader) == 0  # type: ignore[arg-type]
-        except TypeError:  # an iterable without a length: train() and validate() will see
-            continue
-        if empty:
-            raise ValueError(f"{name} is empty: it has no batch")
+    @property
+    def global_step(self) -> int:
+        return self.progress.global_step

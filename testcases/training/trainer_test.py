@@ -1,4 +1,7 @@
-"""Tests of training/trainer.py: updates, the schedule and the log, the run. See also validation_test.py."""
+"""Tests of training/trainer.py: updates, the schedule and the log, the run.
+
+See also amp_test.py, validation_test.py and resume_test.py.
+"""
 
 import json
 import math
@@ -83,30 +86,28 @@ def test_gradient_that_is_not_finite_changes_nothing_and_is_counted(make_trainer
     after = [state["momentum_buffer"] for state in trainer.optimizer.state.values()]
     assert all(torch.equal(a, b) for a, b in zip(buffers, after, strict=True))
     assert trainer.optimizer.param_groups[0]["lr"] == rate, "the scheduler waits"
-    assert (trainer.global_step, trainer.skipped_steps) == (1, 1)
+    assert (trainer.global_step, trainer.progress.skipped_steps) == (1, 1)
     assert math.isnan(trainer.history[-1]["train_loss"]), "a NaN is logged as a NaN"
     assert all(param.grad is None for param in trainer.model.parameters())
     assert trainer.train_step([batches[2]]), "the next one trains"
     assert weights(trainer.model).isfinite().all()
 
 
-def test_gradient_that_is_never_finite_ends_the_run(make_trainer, monkeypatch):
-    monkeypatch.setattr("training.trainer.MAX_SKIPS_IN_A_ROW", 3)
-    trainer = make_trainer(make_batches(1, 1), max_epochs=1000)
+def test_gradient_that_is_never_finite_ends_the_run(make_trainer):
+    trainer = make_trainer(make_batches(1, 1), max_epochs=1000, max_skips=3)
     trainer.model.embedding.weight.data.fill_(math.nan)
     with pytest.raises(FloatingPointError, match="inf or NaN in 3 updates in a row, after update 0"):
         trainer.train()
     assert [row["skipped_steps"] for row in trainer.history] == [1, 2, 3]
 
 
-def test_skips_with_updates_between_them_do_not_end_the_run(make_trainer, monkeypatch):
-    monkeypatch.setattr("training.trainer.MAX_SKIPS_IN_A_ROW", 2)
-    trainer = make_trainer(make_batches(1, 2, 1, 2), max_epochs=2)
+def test_skips_with_updates_between_them_do_not_end_the_run(make_trainer):
+    trainer = make_trainer(make_batches(1, 2, 1, 2), max_epochs=2, max_skips=2)
     trainer.model.lm_head.register_forward_hook(
         lambda module, args, output: output * math.nan if len(output) == 2 else None
     )
     trainer.train()
-    assert (trainer.global_step, trainer.skipped_steps) == (4, 4)
+    assert (trainer.global_step, trainer.progress.skipped_steps) == (4, 4)
 
 
 def test_window_without_a_target_changes_nothing(make_trainer):
@@ -159,7 +160,7 @@ def test_logged_loss_is_the_mean_over_the_tokens_since_the_last_row(make_trainer
             loss = token_loss(trainer.model(part["input_ids"]), part["labels"]).item()
         assert row["tokens"] == count_tokens(part["labels"])
         assert row["train_loss"] == pytest.approx(loss / row["tokens"], rel=1e-6)
-    assert trainer.total_tokens == sum(row["tokens"] for row in rows)
+    assert trainer.progress.total_tokens == sum(row["tokens"] for row in rows)
 
 
 def test_rows_are_plain_numbers_and_reach_the_callback_as_they_come(make_trainer):
@@ -210,6 +211,39 @@ def test_max_steps_ends_the_run_and_a_finished_epoch_is_counted(make_trainer, ma
     assert steps == sorted(set(steps)), "and no update is validated twice"
 
 
+def test_run_stops_after_so_many_validations_without_a_better_one(make_trainer):
+    losses = iter([3.0, 2.0, math.nan, 2.0, 2.5, 1.0])
+    trainer = make_trainer(make_batches(1, 1), make_batches(1), max_epochs=100, eval_interval=1, patience=3)
+    trainer.validate = lambda: {"loss": next(losses), "perplexity": 1.0}
+    trainer.train()
+    assert (trainer.global_step, trainer.epoch) == (5, 2)
+    assert trainer.progress.best_metric == 2.0
+    trainer.train()
+    assert trainer.global_step == 5, "it is over"
+
+
+def test_second_call_goes_on_inside_an_epoch(make_trainer):
+    batches = make_batches(*range(1, 7))
+    one = make_trainer(batches, max_steps=6, log_interval=1)
+    two = make_trainer(batches, max_steps=4, log_interval=1)
+    one.train()
+    two.train()
+    two.max_steps = 6
+    two.train()
+    assert [row["tokens"] for row in two.history] == [row["tokens"] for row in one.history]
+    assert torch.equal(weights(one.model), weights(two.model))
+
+
+def test_mean_gradient_is_over_all_elements_with_their_signs(make_trainer):
+    trainer = make_trainer(make_batches(2, 2, 2), lr=1.0, log_interval=2)
+    steps = []
+    trainer.optimizer.register_step_post_hook(lambda *_: steps.append(weights(trainer.model)))
+    rows = trainer.train()
+    gradient = steps[0] - steps[1]  # lr = 1, no momentum; before clipping
+    assert rows[0]["grad_mean"] == pytest.approx(gradient.mean().item(), rel=1e-2)
+    assert "grad_mean" not in rows[1], "the epoch's last row has no update of its own to look at"
+
+
 def test_training_learns_a_text_by_heart(tiny_gpt):
     torch.manual_seed(0)
     tokens = torch.arange(200) % 5
@@ -229,6 +263,10 @@ def test_training_learns_a_text_by_heart(tiny_gpt):
         ({"log_interval": -1}, "log_interval must be > 0, got -1"),
         ({"eval_interval": 0}, "eval_interval must be > 0, got 0"),
         ({"max_steps": 0}, "max_steps must be > 0, got 0"),
+        ({"save_interval": 0}, "save_interval must be > 0, got 0"),
+        ({"patience": 0}, "patience must be > 0, got 0"),
+        ({"max_skips": 0}, "max_skips must be > 0, got 0"),
+        ({"use_amp": True, "amp_dtype": "fp8"}, "amp_dtype must be one of fp16, bf16, got 'fp8'"),
         ({"val_loader": []}, "val_loader is empty: it has no batch"),
     ],
 )

@@ -1,9 +1,17 @@
-"""Work for trainers: batches of random tokens, and what is asked of them in several test files."""
+"""Work for trainers: batches of random tokens, a tiny run of the command line, and what is asked of them."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from training.logger import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
 VOCAB = 32
+TINY = ["--block_size=16", "--n_layer=1", "--n_head=2", "--n_embd=16", "--batch_size=4", "--device=cpu"]
 
 
 def make_batches(
@@ -27,3 +35,12 @@ def concatenate(batches):
 
 def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([param.detach().flatten() for param in model.parameters()])
+
+
+def rows(output_dir: Path) -> list[dict]:
+    return read_metrics(output_dir / "metrics.jsonl")
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "training", "pretrain", *TINY, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
