@@ -21,7 +21,7 @@ learn: ready
 	@$(VENV_PYTHON) -m course learn
 
 train: ready
-	@$(VENV_PYTHON) -m training pretrain
+	@$(VENV_PYTHON) -m training pretrain --resume auto
 
 lint: ready
 	$(VENV_PYTHON) -m ruff format --check .

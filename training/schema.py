@@ -188,7 +188,7 @@ class TrainerConfig(Section):
     log_interval: int = option(10, "updates between two lines of metrics", least=1)
     eval_interval: int = option(250, "updates between two validations", least=1)
     save_interval: int | None = option(
-        250, "updates between two checkpoints; null: only at the end", PLACE, least=1
+        250, "updates between two checkpoints; null: after each epoch", PLACE, least=1
     )
     keep_last: int = option(3, "checkpoints to keep, besides the best one", PLACE, least=1)
     async_save: bool = option(True, "write checkpoints while training goes on", PLACE)
