@@ -180,7 +180,7 @@ def train(run: Run) -> int:
             run.logger.log({**row, **measured}, row["global_step"])
             bar.update(row)
 
-        trainer.run_log.on_log = on_log
+        trainer.run_log.on_log, trainer.run_log.on_sync = on_log, run.logger.sync
         try:
             trainer.train()
         except FloatingPointError as error:

@@ -76,6 +76,8 @@ class RunLog:
         on_log: called with each row, or None.
 
     Attributes:
+        on_sync: called before a checkpoint counts the rows so far, or None: whoever keeps them on a disk makes them
+            outlive a power cut.
         history: the rows of this process.
         loss_sum: Σ −ln p since the last row. grad_norm: of the latest update, before clipping. grad_mean: the
             mean gradient element of the latest update, None where it was not asked for.
@@ -86,10 +88,15 @@ class RunLog:
     ) -> None:
         self.progress = progress
         self.on_log = on_log
+        self.on_sync: Callable[[], None] | None = None
         self.history: list[Row] = []
         self.loss_sum = self.grad_norm = torch.zeros((), device=device)
         self.grad_mean: Tensor | None = None
         self.restart_clock()
+
+    def sync(self) -> None:
+        if self.on_sync is not None:
+            self.on_sync()
 
     def restart_clock(self) -> None:
         self._started = time.perf_counter()

@@ -243,8 +243,8 @@ class Trainer:
         """
         if self.checkpoints is None:
             raise ValueError("save_checkpoint() needs a save_dir")
-        metric = self.progress.val_loss if is_best else None
-        self._saved = self._position()
+        self.run_log.sync()
+        self._saved, metric = self._position(), self.progress.val_loss if is_best else None
         return self.checkpoints.save(capture(self), self.epoch, self.global_step, metric)
 
     def load_checkpoint(self, path: str | os.PathLike[str], reset_optimizer: bool = False) -> tuple[int, int]:

@@ -24,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 # ---- killed, and gone on
 
 
-@pytest.mark.limit(60)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize(("kind", "trials"), [("fp16", 7), ("foreign", 3)])
 def test_killed_or_stopped_run_ends_bit_for_bit_as_the_one_that_nobody_disturbed(tmp_path, kind, trials):
@@ -168,6 +167,14 @@ def test_float32_moments_of_a_bf16_parameter_keep_their_bits():
     state = two.state[two.param_groups[0]["params"][0]]
     assert state["exp_avg"].dtype == torch.float32
     assert torch.equal(state["exp_avg"], moment)
+
+
+def test_rows_are_synced_before_the_checkpoint_that_counts_them(make_trainer, tmp_path):
+    trainer = make_trainer(make_batches(*[2] * 3), save_dir=tmp_path, save_interval=1, async_save=False)
+    found = []
+    trainer.run_log.on_sync = lambda: found.append(len(list(tmp_path.glob("epoch_*.pt"))))
+    trainer.train()
+    assert found[:3] == [0, 1, 2]
 
 
 def test_save_without_a_folder_is_refused(make_trainer):
