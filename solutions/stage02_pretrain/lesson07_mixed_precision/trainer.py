@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from training.checks import owned_parameters
 from training.evaluation import eval_mode, preserved_rng
 from training.losses import count_tokens, token_loss
-from training.trainer import owned_parameters, windows
+from training.sampler import windows
 
 from .loss_scaler import LossScaler
 from .precision import DTYPES, MasterWeights

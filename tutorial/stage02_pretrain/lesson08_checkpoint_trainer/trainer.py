@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from training.trainer import owned_parameters
+from training.checks import owned_parameters
 
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .logger import gradient_mean, memory_metrics
