@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
+PROVE := $(VENV_PYTHON) -m pytest -q -rs
 
 .PHONY: help learn test train lint types gates torture clean ready
 
@@ -35,7 +36,13 @@ gates: ready
 	$(VENV_PYTHON) -m course gates
 
 test: lint types gates
-	$(VENV_PYTHON) -m pytest -q -rs testcases/course testcases/training testcases/torture
+	@# Two processes, one for each core: the suites spend their time in single-threaded children.
+	@mkdir -p .course; \
+	$(PROVE) testcases/training > .course/training.log 2>&1 & training=$$!; \
+	trap 'kill $$training' INT TERM; \
+	$(PROVE) testcases/course testcases/torture; first=$$?; \
+	wait $$training; second=$$?; \
+	cat .course/training.log; exit $$((first + second))
 
 torture: ready
 	$(VENV_PYTHON) -m testcases.torture resume

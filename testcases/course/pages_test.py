@@ -28,7 +28,7 @@ def test_page_shows_what_the_command_prints(lesson, command, output):
     if lesson.number in LONG:
         assert re.search(r"\d\.\d", output)
         pytest.skip(
-            f"lesson {lesson.number} trains for two minutes; its numbers come from the command in its README"
+            f"lesson {lesson.number} trains for minutes; its numbers come from the command in its README"
         )
     arguments = [sys.executable, *shlex.split(command)[1:]]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
