@@ -37,7 +37,12 @@ class Skeleton:
 
     def now(self) -> str | None:
         """Digest of the file on disk, None where there is none."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path.is_file() else None
+        return file_digest(self.path) if self.path.is_file() else None
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, as `sha256sum` prints it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def skeletons(lesson: Lesson) -> list[Skeleton]:

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from course.build import read_manifest, skeletons
+from course.build import file_digest, read_manifest, skeletons
 from course.errors import CourseError
 from course.lang import tr
 from course.outcomes import PASSED, TaskResult, by_task, points
@@ -57,7 +57,7 @@ def edited_files(lesson: Lesson) -> list[Path]:
         if path in texts:
             same = path.read_text(encoding="utf-8") == texts[path]
         else:
-            same = _digest(path) == manifest.get(name)
+            same = file_digest(path) == manifest.get(name)
         if not same:
             changed.append(path)
     return changed
@@ -148,9 +148,3 @@ def _back_up(lesson: Lesson, files: list[Path]) -> Path:
                 shutil.copy2(path, folder / path.name)
         return folder
     raise CourseError(f"no free name for a backup below {BACKUPS.relative_to(ROOT)}")
-
-
-def _digest(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
