@@ -1,4 +1,5 @@
-"""The `course` command: `course status | check | hint | diff | adopt | reset | doctor | build | gates | learn`.
+"""The `course` command: `course status | check | watch | hint | diff | adopt | reset | doctor | build | gates |
+mistakes | learn`.
 
 Run it as `course …` or `python -m course …`. Errors are one sentence on stderr and exit status 2; a check that
 does not pass is exit status 1.
@@ -10,10 +11,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from course import lang
+from course import lang, maintenance
 from course.errors import CourseError
 from course.lang import tr
-from course.registry import ROOT, TUTORIAL, Lesson, exam, find_lesson, find_task, lessons
+from course.registry import ROOT, Lesson, exam, find_lesson, find_task, lessons
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,6 +69,19 @@ def _parser() -> argparse.ArgumentParser:
         default="tutorial",
         help=tr("tutorial, solutions or a folder", "tutorial、solutions 或文件夹"),
     )
+    command.add_argument(
+        "--explain",
+        action="store_true",
+        help=tr(
+            "where a known mistake is named, show the lines that do it", "命名已知错误时，显示出错的那几行"
+        ),
+    )
+    command = add(
+        "watch",
+        watch,
+        tr("test your code of a lesson at each save", "每次保存后自动测试某一课的代码"),
+    )
+    command.add_argument("lesson", nargs="?", help=tr("number, name or folder", "编号、名称或文件夹"))
     add("hint", hint, tr("a hint for a task", "某个任务的提示")).add_argument("task", help="2.3")
     command = add(
         "diff", diff, tr("your code beside the solution, once the tests pass", "测试通过后，对照参考答案")
@@ -95,31 +109,8 @@ def _parser() -> argparse.ArgumentParser:
         learn,
         tr("the map, a check of your next lesson, what to do next", "地图、下一课的检查、接下来做什么"),
     )
-    command = add(
-        "build", build, tr("maintainers: write the skeletons from the solutions", "维护者：由答案生成骨架")
-    )
-    command.add_argument("lessons", nargs="*", metavar="lesson")
-    command.add_argument(
-        "--check",
-        action="store_true",
-        help=tr("write nothing; fail on any difference", "只检查，有差异就失败"),
-    )
-    command.add_argument(
-        "--force", action="store_true", help=tr("replace edited skeletons too", "连同改过的骨架一起替换")
-    )
-    command = add(
-        "gates", gates, tr("maintainers: prove that the tests are good", "维护者：证明测试本身可靠")
-    )
-    command.add_argument("lessons", nargs="*", metavar="lesson")
-    command.add_argument(
-        "--jobs",
-        type=int,
-        help=tr("runs at a time (default: the number of cores)", "同时运行的个数（默认等于核心数）"),
-    )
+    maintenance.add_commands(add)
     return parser
-
-
-# ------------------------------------------------------------------------------------------- for students
 
 
 def status(_: argparse.Namespace) -> int:
@@ -199,7 +190,19 @@ def check(options: argparse.Namespace) -> int:
         "--lang",
         lang.current(),
     ]
+    arguments += ["--explain"] if options.explain else []
     return int(pytest.main([*arguments, "--impl", options.impl, *targets]))
+
+
+def watch(options: argparse.Namespace) -> int:
+    """Run the tests at each save, until Ctrl-C."""
+    lesson = find_lesson(options.lesson) if options.lesson else _next_lesson()
+    if lesson is None:
+        print(tr("Every lesson is done.", "全部课程已完成。"))
+        return 0
+    from course.watch.command import watch as keep_watching
+
+    return keep_watching(lesson)
 
 
 def hint(options: argparse.Namespace) -> int:
@@ -266,7 +269,7 @@ def learn(options: argparse.Namespace) -> int:
     if lesson is None:
         return 0
     print(tr(f"$ course check {lesson.number}", f"$ course check {lesson.number}"))
-    options.lesson, options.basic, options.impl = lesson.number, True, "tutorial"
+    options.lesson, options.basic, options.impl, options.explain = lesson.number, True, "tutorial", False
     check(options)
     folder = lesson.folder.relative_to(ROOT)
     print(
@@ -284,95 +287,6 @@ def learn(options: argparse.Namespace) -> int:
         )
     )
     return 0
-
-
-# ---------------------------------------------------------------------------------------- for maintainers
-
-
-def build(options: argparse.Namespace) -> int:
-    """Write the skeletons, or check that everything agrees."""
-    from course import build as builder
-
-    chosen = _chosen(options.lessons)
-    if options.check:
-        problems = builder.check(chosen)
-        for problem in problems:
-            print(problem, file=sys.stderr)
-        if not problems:
-            _print_build_table(chosen)
-        return 1 if problems else 0
-    written, kept = builder.build(chosen, options.force)
-    for name in written:
-        print(tr(f"wrote tutorial/{name}", f"已写入 tutorial/{name}"))
-    for name in kept:
-        print(
-            tr(
-                f"left alone: tutorial/{name} was edited (--force replaces it)",
-                f"未改动：tutorial/{name} 被编辑过（--force 可替换）",
-            ),
-            file=sys.stderr,
-        )
-    return 1 if kept else 0
-
-
-def _print_build_table(chosen: list[Lesson]) -> None:
-    from course.build import lesson_tests
-    from course.mistakes import read_catalogue
-    from course.tables import print_table
-
-    rows = []
-    for lesson in chosen:
-        catalogue = read_catalogue(lesson)
-        counts = [
-            len(lesson_tests(lesson)),
-            len(lesson.tasks),
-            len(catalogue.mistakes),
-            len(catalogue.variants),
-        ]
-        rows.append([lesson.name, *map(str, counts)])
-    total = [tr("all", "合计"), *(str(sum(int(row[i]) for row in rows)) for i in range(1, 5))]
-    names = [
-        tr("lesson", "课程"),
-        tr("tests", "测试"),
-        tr("tasks", "任务"),
-        tr("mistakes", "错误"),
-        tr("variants", "变体"),
-    ]
-    print_table(names, rows, total)
-
-
-def gates(options: argparse.Namespace) -> int:
-    """Run the gates, print the table and the holes; exit status 1 when there is one."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from course import gates as prover
-    from course.tables import print_table
-
-    chosen = _chosen(options.lessons)
-    total = prover.count_trials(chosen)
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("gates", total=total)
-        rows = prover.run_gates(chosen, options.jobs, lambda: bar.advance(task))
-    print_table(prover.headers(), [row.cells() for row in rows])
-    for row in rows:
-        for hole in row.holes:
-            print(f"HOLE {row.lesson.name}: {hole}")
-    good = sum(not row.holes for row in rows)
-    print(
-        tr(
-            f"gates: {good} lessons passed, {len(rows) - good} failed, {total} runs",
-            f"gates：{good} 课通过，{len(rows) - good} 课未通过，共 {total} 次运行",
-        )
-    )
-    return 0 if good == len(rows) else 1
-
-
-def _chosen(names: list[str]) -> list[Lesson]:
-    found = [find_lesson(name) for name in names] if names else lessons()
-    if not found:
-        raise CourseError(f"no lessons below {TUTORIAL}")
-    return found
 
 
 if __name__ == "__main__":

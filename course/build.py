@@ -1,4 +1,4 @@
-"""`course build`: write the skeletons; `course build --check`: skeletons, tasks, tests and pages agree.
+"""`course build`: write the skeletons; `course build --check`: skeletons, tasks, tests, pages and fingerprints agree.
 
 `tutorial/skeletons.sha256` holds the digest of every generated file, in the format of `sha256sum -c`. A file
 in `tutorial/` that differs from its digest was edited by a student and is left alone unless `--force` is given.
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from course import pages
+from course import fingerprints, pages
 from course.errors import CourseError
 from course.mistakes import read_catalogue
 from course.progress import write_text
@@ -190,9 +190,13 @@ def _check_tests(lesson: Lesson) -> list[str]:
 
 
 def _check_catalogue(lesson: Lesson) -> list[str]:
-    """Patches apply, and the tests that a mistake names exist."""
+    """Patches apply, the tests that a mistake names exist, and the fingerprints are those of this state."""
     names = {test.name for test in lesson_tests(lesson)}
-    return [
+    old, gone = fingerprints.stale(lesson)
+    ids = [*(entry.id for entry in old), *gone]
+    stale = f"{fingerprints.path_of(lesson).relative_to(ROOT)}: {len(ids)} are old or missing ({', '.join(ids[:3])} …)"
+    problems = [f"{stale}: run `course build`"] if ids else []
+    return problems + [
         f"testcases/mistakes/{lesson.name}.toml: {entry.id}: no test {test!r} in {lesson.name}"
         for entry in read_catalogue(lesson).mistakes
         for test in entry.caught_by

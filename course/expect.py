@@ -1,21 +1,23 @@
 """Comparisons for lesson tests that say what was expected, from where, what was found, and where they part.
 
 Tests get an `Expect` from the `expect` fixture. Every comparison also records what it saw (see `Recorder`),
-so that the report holds a student's numbers step by step, and not only the verdict.
+so that the report holds a student's numbers step by step, and not only the verdict. A failed comparison does not
+end a lesson test at once: the next few are made too, and the test ends with the first one.
 """
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
 
 import torch
 
 from course.lang import tr
+from course.recorder import Recorder
 
-MAX_RECORDED = 2000  # observations a test may keep; a longer trajectory keeps its beginning
-_MAX_LISTED = 8  # elements of a tensor that a message or an observation spells out
+_MAX_LISTED = 8  # elements of a tensor that a message spells out
 
 
 class Mismatch(AssertionError):
@@ -38,45 +40,6 @@ class Mismatch(AssertionError):
             (tr("got", "得到"), self.got),
         ]
         return rows + ([(tr("differs", "差异"), self.detail)] if self.detail else [])
-
-
-@dataclass
-class Recorder:
-    """What one test saw: (name, step, value), the value boiled down to plain numbers."""
-
-    enabled: bool
-    rows: list[dict[str, Any]]
-
-    def add(self, name: str, value: Any, step: int | None) -> None:
-        if self.enabled and len(self.rows) < MAX_RECORDED:
-            self.rows.append({"name": name, "step": step, "value": summarize(value)})
-
-
-def summarize(value: Any) -> Any:
-    """A value as JSON can hold it: small tensors whole, large ones as shape, sum, norm and first elements."""
-    if isinstance(value, torch.Tensor):
-        flat = value.detach().to("cpu", torch.float64).flatten()
-        if flat.numel() <= _MAX_LISTED:
-            return [_plain(x) for x in flat.tolist()]
-        head = [_plain(x) for x in flat[:_MAX_LISTED].tolist()]
-        return {
-            "shape": list(value.shape),
-            "sum": _plain(flat.sum().item()),
-            "norm": _plain(flat.norm().item()),
-            "head": head,
-        }
-    if isinstance(value, Mapping):
-        return {str(key): summarize(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [summarize(item) for item in value]
-    if isinstance(value, bool | int | str) or value is None:
-        return value
-    return _plain(value) if isinstance(value, float) else f"{type(value).__name__}"
-
-
-def _plain(number: float) -> float | str:
-    """JSON has no NaN and no infinity: they become the strings "nan", "inf" and "-inf"."""
-    return number if math.isfinite(number) else str(number)
 
 
 class Expect:
@@ -110,13 +73,8 @@ class Expect:
         """`condition` holds; `expected` and `got` are sentences or values to show when it does not."""
         self._recorder.add(name, bool(condition), step)
         if not condition:
-            raise Mismatch(
-                name,
-                _show(expected),
-                _show(got),
-                tr("the condition that the test names", "测试中的条件"),
-                step,
-            )
+            source = tr("the condition that the test names", "测试中的条件")
+            self._miss(Mismatch(name, _show(expected), _show(got), source, step), got, None)
 
     @contextmanager
     def raises(self, kind: type[BaseException], *, match: str = "", source: str) -> Iterator[None]:
@@ -133,10 +91,12 @@ class Expect:
             self._recorder.add("raised", type(error).__name__, None)
             if not isinstance(error, kind) or match not in str(error):
                 got = f"{type(error).__name__}: {error}"
-                raise Mismatch(name, wanted, got, source, None) from error
+                mismatch = Mismatch(name, wanted, got, source, None)
+                mismatch.__cause__ = error
+                self._miss(mismatch, type(error).__name__, None)
             return
         self._recorder.add("raised", None, None)
-        raise Mismatch(name, wanted, tr("no error", "没有异常"), source, None)
+        self._miss(Mismatch(name, wanted, tr("no error", "没有异常"), source, None), None, None)
 
     def _compare(
         self,
@@ -152,14 +112,38 @@ class Expect:
         difference = _difference(got, want, atol, rtol, path="")
         if difference is None:
             return
-        path, expected, found, detail = difference
         if atol or rtol:
             allowed = f"{atol:g}" + (f" + {rtol:g}·|x|" if rtol else "")
             source += tr(f"  (tolerance {allowed}: {because})", f"（容差 {allowed}：{because}）")
-        raise Mismatch(name + path, expected, found, source, step, detail)
+        path, expected, found, detail, got, want = difference
+        self._miss(Mismatch(name + path, expected, found, source, step, detail), got, want)
+
+    def _miss(self, error: Mismatch, got: Any, want: Any) -> None:
+        self._recorder.miss(error.with_traceback(_traceback(sys._getframe(2))), got, want)
 
 
-_Difference = tuple[str, str, str, str]  # path, expected, got, detail
+def _traceback(frame: FrameType | None) -> TracebackType | None:
+    """The traceback of an error that is raised in `frame`: a test that goes on raises it elsewhere, later."""
+    trace = None
+    while frame is not None:
+        trace = TracebackType(trace, frame, frame.f_lasti, frame.f_lineno)
+        frame = frame.f_back
+    return trace
+
+
+class _Difference(NamedTuple):
+    """Where two values part: for the message as text, for the record as they are."""
+
+    path: str
+    expected: str
+    found: str
+    detail: str
+    got: Any
+    want: Any
+
+
+def _parts(path: str, got: Any, want: Any, detail: str = "") -> _Difference:
+    return _Difference(path, _show(want), _show(got), detail, got, want)
 
 
 def _difference(got: Any, want: Any, atol: float, rtol: float, path: str) -> _Difference | None:
@@ -168,22 +152,22 @@ def _difference(got: Any, want: Any, atol: float, rtol: float, path: str) -> _Di
         return _tensor_difference(got, want, atol, rtol, path)
     if isinstance(want, Mapping):
         if not isinstance(got, Mapping):
-            return path, _show(want), _show(got), tr("not a dict", "不是字典")
+            return _parts(path, got, want, tr("not a dict", "不是字典"))
         missing, extra = [k for k in want if k not in got], [k for k in got if k not in want]
         if missing or extra:
             detail = tr(
                 f"missing keys {missing}, unexpected keys {extra}", f"缺少的键 {missing}，多出的键 {extra}"
             )
-            return path, _show(list(want)), _show(list(got)), detail
+            return _Difference(path, _show(list(want)), _show(list(got)), detail, got, want)
         pairs = [(f"[{key!r}]", got[key], want[key]) for key in want]
     elif isinstance(want, list | tuple):
         if not isinstance(got, list | tuple) or len(got) != len(want):
-            return path, _show(want), _show(got), tr("another length or type", "长度或类型不同")
+            return _parts(path, got, want, tr("another length or type", "长度或类型不同"))
         pairs = [(f"[{i}]", g, w) for i, (g, w) in enumerate(zip(got, want, strict=True))]
     else:
         if isinstance(got, torch.Tensor) and got.numel() == 1 and isinstance(want, int | float):
             got = got.item()
-        return None if _same_leaf(got, want, atol, rtol) else (path, _show(want), _show(got), "")
+        return None if _same_leaf(got, want, atol, rtol) else _parts(path, got, want)
     for key, g, w in pairs:
         if found := _difference(g, w, atol, rtol, path + key):
             return found
@@ -208,10 +192,10 @@ def _tensor_difference(
         if want.numel() == 1 and isinstance(got, int | float):
             got = torch.full_like(want, got)
         else:
-            return path, _show(want), _show(got), tr("not a tensor", "不是张量")
+            return _parts(path, got, want, tr("not a tensor", "不是张量"))
     if got.shape != want.shape or got.dtype != want.dtype:
         kinds = f"{tuple(want.shape)} {want.dtype}", f"{tuple(got.shape)} {got.dtype}"
-        return path, kinds[0], kinds[1], tr("another shape or dtype", "形状或类型不同")
+        return _Difference(path, *kinds, tr("another shape or dtype", "形状或类型不同"), got, want)
     got, want = got.detach().cpu(), want.detach().cpu()
     if torch.equal(got, want):
         return None
@@ -230,7 +214,7 @@ def _tensor_difference(
         f"首个不同在 {index}：期望 {w[first]:{digits}}，得到 {g[first]:{digits}}；"
         f"共 {want.numel()} 个元素中有 {len(wrong)} 个不同，最大相差 {gap[wrong].max():.3g}",
     )
-    return path, _show(want), _show(got), detail
+    return _parts(path, got, want, detail)
 
 
 def _digits(tensor: torch.Tensor) -> str:

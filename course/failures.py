@@ -50,7 +50,13 @@ def explain(outcome: TestOutcome, error: BaseException, item: "pytest.Item", roo
     # A comparison has said it all; an error in the test's own line needs that line.
     rows.append((tr("test", "测试"), _test_line(error, item, with_text=not hasattr(error, "lines"))))
     outcome.raised = type(error).__name__
+    outcome.crashed_in = "" if hasattr(error, "lines") else _innermost(error, root)
     outcome.message = rows
+
+
+def kind_of(error: BaseException) -> str:
+    """ "todo" for an unwritten task, else the type of the exception."""
+    return TODO if _unwritten_task(error) else type(error).__name__
 
 
 def render(outcome: TestOutcome) -> str:
@@ -86,11 +92,22 @@ def _own_frames(error: BaseException, root: Path) -> list[tuple[str, str]]:
     rows = []
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
-        if path.is_relative_to(root) and "testcases" not in path.relative_to(root).parts:
+        if _is_own(path, root):
             line = (frame.line or "").strip()
             rows.append((label, f"{path.name}:{frame.lineno} in {frame.name}    {line}"))
             label = ""
     return rows[-4:] if len(rows) <= 4 else [(tr("your code", "你的代码"), "…"), *rows[-3:]]
+
+
+def _is_own(path: Path, root: Path) -> bool:
+    """Whether the file belongs to the implementation, and is not one of the tests that lie beside it."""
+    return path.is_relative_to(root) and "testcases" not in path.relative_to(root).parts
+
+
+def _innermost(error: BaseException, root: Path) -> str:
+    """The implementation's function that the exception came out of, "" where it has no part in it."""
+    names = [f.name for f in traceback.extract_tb(error.__traceback__) if _is_own(Path(f.filename), root)]
+    return next((name for name in reversed(names) if name.isidentifier()), "")
 
 
 def _test_line(error: BaseException, item: "pytest.Item", with_text: bool) -> str:

@@ -2,7 +2,8 @@
 
 1. every test passes on the solutions;
 2. every test fails on the empty skeleton, by reaching an unwritten task;
-3. every known mistake is caught by the tests that its entry names, on an assertion (or the error that it names);
+3. every known mistake is caught by the tests that its entry names, on an assertion (or the error that it names),
+   and these see what its fingerprint says (testcases/mistakes/fingerprints/);
 4. every accepted variant passes every test;
 5. the solutions agree with torch and `training/` on the same work (testcases/agreement/).
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from course.build import lesson_tests, skeletons
+from course.fingerprints import case, read_bank, sights
 from course.lang import current
 from course.mistakes import Catalogue, Entry, read_catalogue, write_patched
 from course.outcomes import FAILED, PASSED, SKIPPED, TIMEOUT, TODO
@@ -36,6 +38,7 @@ class Row:
     todo: int = 0  # tests that fail on the skeleton by reaching a task
     mistakes: int = 0
     caught: int = 0
+    recorded: int = 0  # mistakes that show what their fingerprints say
     variants: set[str] = field(default_factory=set)
     rejected: set[str] = field(default_factory=set)
     agree: int = 0
@@ -50,10 +53,11 @@ class Row:
             f"{len(self.passing or ())}/{self.tests}",
             f"{self.todo}/{self.tests}",
             *(
-                ["", "", ""]  # the exam has no catalogue: the lessons' mistakes are caught in the lessons
+                ["", "", "", ""]  # the exam has no catalogue: the lessons' mistakes are caught in the lessons
                 if isinstance(self.lesson, Exam)
                 else [
                     f"{self.caught}/{self.mistakes}",
+                    f"{self.recorded}/{self.mistakes}",
                     f"{len(self.variants - self.rejected)}/{len(self.variants)}",
                     f"{self.agree}/{self.agreements}",
                 ]
@@ -68,6 +72,7 @@ HEADERS = [
     "pass on solution",
     "TODO on skeleton",
     "mistakes caught",
+    "as fingerprinted",
     "variants accepted",
     "agree with torch, training",
 ]
@@ -78,6 +83,7 @@ HEADERS_ZH = [
     "答案通过",
     "骨架 TODO",
     "抓到的错误",
+    "与指纹一致",
     "接受的变体",
     "与 torch、training 一致",
 ]
@@ -162,8 +168,10 @@ def _judge(row: Row, result: TrialResult, entries: dict[str, Entry]) -> None:
         row.mistakes += 1
         entry = entries[f"{row.lesson.name}:{key}"]
         problems = _mistake_problems(entry, result)
-        row.holes += problems
         row.caught += not problems
+        strange = _strange_sights(row.lesson, entry, result)
+        row.recorded += not strange
+        row.holes += problems + strange
     else:
         before = len(row.holes)
         _require_all_pass(row, result, key)
@@ -194,6 +202,20 @@ def _mistake_problems(entry: Entry, result: TrialResult) -> list[str]:
                 f"mistake {entry.id}: {name} ends with {found}, not with {wanted}: {_last_line(failed[0].message)}"
             )
     return problems
+
+
+def _strange_sights(lesson: Lesson, entry: Entry, result: TrialResult) -> list[str]:
+    """Tests that saw something else than the mistake's fingerprint says."""
+    bank = read_bank(lesson)
+    if bank is None or entry.id not in bank.fails:
+        return [f"mistake {entry.id} has no fingerprint: run `course build`"]
+    recorded, now = bank.fails[entry.id], sights(result.outcomes)
+    ran = {case(o) for o in result.outcomes}
+    return [
+        f"mistake {entry.id}: {test} does not see what the fingerprint says: run `course build`"
+        for test in sorted(now.keys() | (recorded.keys() & ran))
+        if test not in now or test not in recorded or not now[test].same(recorded[test])
+    ]
 
 
 def _last_line(message: list) -> str:

@@ -7,6 +7,7 @@ them. Every patch must apply, exactly once, or reading the catalogue is an error
 import shutil
 import tomllib
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from course.skeleton import find_regions
 
 _MISTAKE_KEYS = {"id", "task", "patch", "caught_by", "says", "says_zh", "seen", "raises"}
 _VARIANT_KEYS = {"id", "patch", "says"}
+_regions = cache(find_regions)  # of a solution, which dozens of entries patch
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _check_inside(where: str, patch: Patch, task: str, source: str) -> None:
     start = source.index(patch.old)
     first = source.count("\n", 0, start) + 1
     last = source.count("\n", 0, start + len(patch.old.rstrip("\n"))) + 1
-    if not any(r.task == task and r.begin < first and last < r.end for r in find_regions(source, patch.file)):
+    if not any(r.task == task and r.begin < first and last < r.end for r in _regions(source, patch.file)):
         raise CourseError(f"{where}: {patch.file}:{first}-{last} is outside the regions of task {task}")
 
 

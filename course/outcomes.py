@@ -12,6 +12,10 @@ from course.registry import Lesson, Task
 
 PASSED, FAILED, TODO, TIMEOUT, SKIPPED = "passed", "failed", "todo", "timeout", "skipped"
 
+DEFAULT_SEED = (
+    20240229  # of the tests' random inputs; the fingerprints of the known mistakes are made with it
+)
+
 
 @dataclass
 class TestOutcome:
@@ -34,6 +38,9 @@ class TestOutcome:
     todo_file: str = ""
     todo_line: int = 0
     observations: list[dict[str, Any]] = field(default_factory=list)
+    misses: list[list[Any]] = field(default_factory=list)  # failed comparisons and noted values: recorder.py
+    after: str = ""  # what going on after the first of them came to: "", "todo", or an exception's type
+    crashed_in: str = ""  # the implementation's function in which an exception began
 
     @property
     def function(self) -> str:

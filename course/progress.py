@@ -82,7 +82,7 @@ def _read() -> dict[str, Any]:
 
 def _write(table: dict[str, Any]) -> None:
     _FILE.parent.mkdir(exist_ok=True)
-    write_text(_FILE, json.dumps(table, indent=1))
+    write_text(_FILE, json.dumps(table))  # with an indent it takes 20 ms longer, and nobody reads it
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The pytest plugin of the course: fixtures for lesson tests, TODO as an outcome, and the closing summary.
+"""The pytest plugin of the course: options, lesson tests and their limits, TODO as an outcome, and the closing summary.
 
 It acts on tests below `tutorial/<stage>/<lesson>/testcases/` and leaves every other test alone. Loaded by the
 conftest.py at the root. Nothing here imports torch: a run that collects no lesson does not pay for it.
@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 import threading
-import zlib
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,34 +17,15 @@ import pytest
 
 from course import failures, lang, progress, summary
 from course.errors import CourseError
-from course.implementation import Implementation, LessonCode, Stack
-from course.outcomes import FAILED, PASSED, SKIPPED, TIMEOUT, TODO, TestOutcome
+from course.implementation import Implementation
+from course.outcomes import DEFAULT_SEED, FAILED, PASSED, SKIPPED, TIMEOUT, TODO, TestOutcome
 from course.registry import Lesson, lesson_of
+from course.run import LESSON, RECORDER, RUN, Run, seed_of
 
 DEFAULT_LIMIT = 10.0  # seconds a test may take
-DEFAULT_SEED = 20240229
+_PATIENCE = 8  # times the limit that a test may take while it waits for the machine
 
-_LESSON = pytest.StashKey[Lesson]()
-_RECORDER = pytest.StashKey[Any]()
-_RUN = pytest.StashKey["Run"]()
-
-
-class Run:
-    """One pytest run: whose code, which outcomes."""
-
-    def __init__(self, implementation: Implementation, seed: int, records: bool) -> None:
-        self.implementation = implementation
-        self.seed = seed
-        self.records = records
-        self.lessons: dict[str, Lesson] = {}
-        self.files: dict[Path, Lesson | None] = {}  # which lesson a test file belongs to
-        self.outcomes: list[TestOutcome] = []
-        self.partial = False  # some tests were deselected, so tasks cannot be judged for good
-
-
-def run_of(config: pytest.Config) -> Run:
-    """The run that a pytest session records into."""
-    return config.stash[_RUN]
+pytest_plugins = ["course.fixtures"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,6 +49,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--report", default=None, metavar="FILE.json", help="write outcomes and observations to a file"
     )
     group.addoption(
+        "--explain", action="store_true", help="where a known mistake is named, show the lines that do it"
+    )
+    group.addoption(
         "--lang",
         default=None,
         choices=lang.LANGUAGES,
@@ -84,18 +68,20 @@ def pytest_configure(config: pytest.Config) -> None:
     report = config.getoption("--report")
     if report and not Path(config.invocation_params.dir, report).resolve().parent.is_dir():
         raise pytest.UsageError(f"--report {report}: its folder does not exist")
-    config.stash[_RUN] = Run(implementation, config.getoption("--course-seed"), records=bool(report))
+    config.stash[RUN] = Run(
+        implementation, config.getoption("--course-seed"), bool(report), config.getoption("--explain")
+    )
 
 
 # ---------------------------------------------------------------------------------------------- collection
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    run = config.stash[_RUN]
+    run = config.stash[RUN]
     for item in items:
         lesson = _lesson_of_item(item, run)
         if lesson is not None:
-            item.stash[_LESSON] = lesson
+            item.stash[LESSON] = lesson
             # pytest would format the source of every frame (50 ms a failure); course.failures says it better.
             item.repr_failure = _no_traceback  # type: ignore[method-assign]
     if run.lessons and "torch" in sys.modules:
@@ -132,7 +118,7 @@ def _lesson_of_item(item: pytest.Item, run: Run) -> Lesson | None:
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     if items:
-        items[0].config.stash[_RUN].partial = True
+        items[0].config.stash[RUN].partial = True
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -141,91 +127,49 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", ["cpu", "cuda"] if asked == "all" else [asked], indirect=True)
 
 
-# ------------------------------------------------------------------------------------------------ fixtures
-
-
-@pytest.fixture
-def lesson(request: pytest.FixtureRequest) -> LessonCode:
-    """The implementation under test: `lesson.optimizer` is its optimizer.py."""
-    item_lesson = request.node.stash.get(_LESSON, None)
-    if item_lesson is None:
-        raise CourseError("the `lesson` fixture works only below tutorial/<stage>/<lesson>/testcases/")
-    return request.config.stash[_RUN].implementation.lesson(item_lesson)
-
-
-@pytest.fixture
-def stack(request: pytest.FixtureRequest) -> Stack:
-    """For the exam: all lessons of the implementation under test, `stack.lesson06.gradients` and so on."""
-    return Stack(request.config.stash[_RUN].implementation)
-
-
-@pytest.fixture
-def rng(request: pytest.FixtureRequest) -> Any:
-    """A torch.Generator seeded by `--course-seed` and the test's name."""
-    import torch
-
-    return torch.Generator().manual_seed(_seed(request.node))
-
-
-@pytest.fixture
-def device(request: pytest.FixtureRequest) -> Any:
-    """A torch.device; the cuda case skips where there is none."""
-    import torch
-
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device here")
-    return torch.device(request.param)
-
-
-@pytest.fixture
-def expect(request: pytest.FixtureRequest) -> Any:
-    """Comparisons that explain themselves; see course/expect.py."""
-    from course.expect import Expect
-
-    return Expect(_recorder(request.node))
-
-
-@pytest.fixture
-def observe(request: pytest.FixtureRequest) -> Any:
-    """observe(name, value, step=None): record a number for the report without comparing it."""
-    recorder = _recorder(request.node)
-
-    def record(name: str, value: Any, step: int | None = None) -> None:
-        recorder.add(name, value, step)
-
-    return record
-
-
-def _recorder(item: pytest.Item) -> Any:
-    from course.expect import Recorder
-
-    if _RECORDER not in item.stash:
-        item.stash[_RECORDER] = Recorder(item.config.stash[_RUN].records, [])
-    return item.stash[_RECORDER]
-
-
-def _seed(item: pytest.Item) -> int:
-    return zlib.crc32(f"{item.config.stash[_RUN].seed}:{item.name}".encode())
-
-
 # ----------------------------------------------------------------------------------------------- execution
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
-    if _LESSON in item.stash:
-        seed = _seed(item)
+    if LESSON in item.stash:
+        seed = seed_of(item)
         random.seed(seed)
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(seed)
         if "torch" in sys.modules:
-            sys.modules["torch"].manual_seed(seed)
+            _seed_torch(sys.modules["torch"], seed)
     return (yield)
+
+
+def _seed_torch(torch: Any, seed: int) -> None:
+    """`torch.manual_seed` without its four stack traces for devices that are not there (1 ms a test)."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    """A test that went on after a failed comparison ends with it, whatever came of going on."""
+    after = ""
+    try:
+        result = yield
+    except (Exception, failures.TimeLimitExceeded, pytest.skip.Exception) as error:
+        recorder = pyfuncitem.stash.get(RECORDER, None)
+        if recorder is None or recorder.first is None:
+            raise
+        after = "" if error is recorder.first else failures.kind_of(error)
+    recorder = pyfuncitem.stash.get(RECORDER, None)
+    if recorder is not None and recorder.first is not None:
+        recorder.after = after
+        raise recorder.first
+    return result
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    if _LESSON not in item.stash or item.config.getoption("usepdb", False):
+    if LESSON not in item.stash or item.config.getoption("usepdb", False):
         return (yield)
     marker = item.get_closest_marker("limit")
     seconds = float(marker.args[0]) if marker else DEFAULT_LIMIT
@@ -233,7 +177,14 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     if not can_interrupt:  # e.g. Windows: the test runs to its end, without a limit
         return (yield)
 
+    began, computed = time.monotonic(), time.process_time()
+
     def stop(signum: int, frame: Any) -> None:
+        # A busy machine is no loop without an end: a test that has hardly computed gets more time to wait.
+        waited = time.monotonic() - began
+        if time.process_time() - computed < seconds / 2 and waited < _PATIENCE * seconds:
+            signal.setitimer(signal.ITIMER_REAL, seconds / 4)
+            return
         raise failures.TimeLimitExceeded(seconds)
 
     before = signal.signal(signal.SIGALRM, stop)
@@ -248,21 +199,21 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     report = yield
-    lesson = item.stash.get(_LESSON, None)
+    lesson = item.stash.get(LESSON, None)
     if lesson is None or (report.passed and report.when != "call"):
         return report
     outcome = _describe(item, lesson, report)
     if call.excinfo is not None and report.failed:
-        failures.explain(outcome, call.excinfo.value, item, item.config.stash[_RUN].implementation.root)
+        failures.explain(outcome, call.excinfo.value, item, item.config.stash[RUN].implementation.root)
         report.longrepr = failures.render(outcome)
     report.course_outcome = outcome
-    item.config.stash[_RUN].outcomes.append(outcome)
+    item.config.stash[RUN].outcomes.append(outcome)
     return report
 
 
 def _describe(item: pytest.Item, lesson: Lesson, report: Any) -> TestOutcome:
     names = {"passed": PASSED, "failed": FAILED, "skipped": SKIPPED}
-    recorder = item.stash.get(_RECORDER, None)
+    recorder = item.stash.get(RECORDER, None)
     doc = getattr(getattr(item, "obj", None), "__doc__", None) or ""
     return TestOutcome(
         nodeid=item.nodeid,
@@ -275,6 +226,8 @@ def _describe(item: pytest.Item, lesson: Lesson, report: Any) -> TestOutcome:
         setup=doc.strip().splitlines()[0] if doc.strip() else "",
         reason=report.longrepr[2].removeprefix("Skipped: ") if report.skipped else "",
         observations=recorder.rows if recorder else [],
+        misses=recorder.misses if recorder else [],
+        after=recorder.after if recorder else "",
     )
 
 
@@ -296,13 +249,13 @@ def pytest_report_teststatus(report: Any) -> tuple[str, str, Any] | None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    run = config.stash[_RUN]
+    run = config.stash[RUN]
     if run.lessons and run.outcomes:
         summary.write(terminalreporter, run)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    run = session.config.stash[_RUN]
+    run = session.config.stash[RUN]
     report = session.config.getoption("--report")
     if report and run.outcomes:
         summary.write_report(Path(session.config.invocation_params.dir, report), run)

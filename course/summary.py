@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from course.failures import width
 from course.lang import tr
-from course.outcomes import FAILED, PASSED, SKIPPED, TIMEOUT, TODO, TaskResult, TestOutcome, by_task, points
+from course.outcomes import (
+    DEFAULT_SEED,
+    FAILED,
+    PASSED,
+    SKIPPED,
+    TIMEOUT,
+    TODO,
+    TaskResult,
+    TestOutcome,
+    by_task,
+    points,
+)
 from course.progress import write_text
 from course.registry import Exam, Lesson
 
 if TYPE_CHECKING:
-    from course.pytest_plugin import Run
+    from course.run import Run
 
 REPORT_FORMAT = 1
 
@@ -40,8 +51,22 @@ def write(terminal: Any, run: "Run") -> None:
         terminal.write_line(f"  {total}{note}", bold=True)
         for line in _skipped(outcomes):
             terminal.write_line(f"  {line}")
+        if not isinstance(lesson, Exam) and any(o.outcome in (FAILED, TIMEOUT) for o in outcomes):
+            _write_diagnosis(terminal, lesson, outcomes, run)
         if line := next_move(lesson, results, run.implementation.is_students):
             terminal.write_line(f"  {line}")
+
+
+def _write_diagnosis(terminal: Any, lesson: Lesson, outcomes: list[TestOutcome], run: "Run") -> None:
+    """Only a run with a failure pays for reading the fingerprints."""
+    from course import verdict
+
+    if run.seed != DEFAULT_SEED:
+        rows = [tr("No diagnosis: it takes the default seed.", "没有诊断：只有默认种子才能诊断。")]
+    else:
+        rows = verdict.lines(lesson, outcomes, run.implementation.folder(lesson), run.explains)
+    for index, row in enumerate(rows):
+        terminal.write_line(f"  {row}", bold=index == 0)
 
 
 def _write_task(terminal: Any, result: TaskResult) -> None:

@@ -63,7 +63,7 @@ def run_trials(trials: list[Trial], jobs: int | None = None) -> Iterator[TrialRe
         if not hasattr(os, "fork"):
             yield from _run_all(trials, count, _spawn, Path(scratch))
             return
-        _preload()
+        preload()
         for _, group in itertools.groupby(trials, key=lambda trial: trial.lesson.name):
             session = _Session(list(group), count, Path(scratch))
             arguments = _arguments(session.trials[0].lesson, Path(scratch) / "never-written.json")
@@ -91,7 +91,7 @@ class _Session:
         if session.testsfailed:  # errors while collecting
             return True
 
-        def start(trial: Trial, folder: Path) -> "_Forked":
+        def start(trial: Trial, folder: Path) -> "Forked":
             return _fork(lambda: _run_items(session, trial, folder), folder / "log.txt")
 
         self.results = list(_run_all(self.trials, self.jobs, start, self.scratch))
@@ -100,11 +100,12 @@ class _Session:
 
 def _run_items(session: pytest.Session, trial: Trial, folder: Path) -> None:
     """In the child: run the collected tests on the trial's implementation, and write the report."""
-    from course import pytest_plugin, summary
+    from course import summary
     from course.implementation import Implementation
+    from course.run import run_of
 
     os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)  # where tmp_path puts its folders
-    run = pytest_plugin.run_of(session.config)
+    run = run_of(session.config)
     run.implementation = Implementation(str(trial.impl))
     run.seed = trial.seed if trial.seed is not None else run.seed
     items = [i for i in session.items if trial.tests is None or i.name.partition("[")[0] in trial.tests]
@@ -168,7 +169,7 @@ def _arguments(lesson: Lesson, report: Path) -> list[str]:
     return [*map(str, lesson.test_files()), "--rootdir", str(ROOT), *plain, "--report", str(report)]
 
 
-def _preload() -> None:
+def preload() -> None:
     """Import what every child needs. No backward pass here: autograd's threads do not survive a fork."""
     import numpy  # noqa: F401
     import torch
@@ -181,7 +182,7 @@ def _preload() -> None:
     torch.optim.SGD([torch.zeros(1)], lr=0.0)
 
 
-class _Forked:
+class Forked:
     """A forked child, with the methods of subprocess.Popen that are used here."""
 
     def __init__(self, pid: int) -> None:
@@ -191,7 +192,7 @@ class _Forked:
     def poll(self) -> int | None:
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.status = status if pid else None
+            self.status = os.waitstatus_to_exitcode(status) if pid else None
         return self.status
 
     def kill(self) -> None:
@@ -200,15 +201,15 @@ class _Forked:
 
     def wait(self) -> int:
         if self.status is None:
-            self.status = os.waitpid(self.pid, 0)[1]
+            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.status
 
 
-def _fork(body: Callable[[], None], log: Path) -> _Forked:
+def _fork(body: Callable[[], None], log: Path) -> Forked:
     """Run `body` in a forked child whose output goes to `log`; the child never returns."""
     pid = os.fork()
     if pid:
-        return _Forked(pid)
+        return Forked(pid)
     status = _ENDED_BY_ERROR
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT, 0o600)

@@ -172,6 +172,10 @@ class ToyRepo:
     def mistakes(self) -> Path:
         return self.root / "testcases" / "mistakes" / "lesson01_toy.toml"
 
+    @property
+    def fingerprints(self) -> Path:
+        return self.root / "testcases" / "mistakes" / "fingerprints" / "lesson01_toy.json"
+
     def course(self, *arguments: str, cwd: Path | None = None) -> Result:
         """Run `python -m course …` there, in a warm process."""
         return self._run_warm("course", list(arguments), cwd)
@@ -180,10 +184,12 @@ class ToyRepo:
         """Run `python -m pytest …` there, in a warm process."""
         return self._run_warm("pytest", list(arguments), cwd)
 
-    def cold(self, module: str, *arguments: str, cwd: Path | None = None) -> Result:
+    def cold(
+        self, module: str, *arguments: str, cwd: Path | None = None, python: tuple[str, ...] = ()
+    ) -> Result:
         """Run `python -m module …` there, in a process of its own from the start."""
         done = subprocess.run(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, *python, "-m", module, *arguments],
             cwd=cwd or self.root,
             env=self._environment(),
             capture_output=True,
@@ -214,10 +220,10 @@ def server() -> Any:
     return warm.start_server()
 
 
-@pytest.fixture
-def toy(tmp_path: Path, server: Any) -> ToyRepo:
-    """A fresh toy course, skeletons built."""
-    repo = ToyRepo(tmp_path / "repo", server)
+@pytest.fixture(scope="session")
+def built_toy(tmp_path_factory: pytest.TempPathFactory, server: Any) -> ToyRepo:
+    """The toy course, built once: skeletons and fingerprints. Tests get a copy."""
+    repo = ToyRepo(tmp_path_factory.mktemp("toy") / "repo", server)
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "course", repo.root / "course", ignore=ignore)
     for name in ("conftest.py", "pyproject.toml", "requirements.txt"):
@@ -241,6 +247,13 @@ def toy(tmp_path: Path, server: Any) -> ToyRepo:
     built = repo.course("build")
     assert built.status == 0, built.text
     return repo
+
+
+@pytest.fixture
+def toy(tmp_path: Path, built_toy: ToyRepo) -> ToyRepo:
+    """A fresh copy of the toy course."""
+    shutil.copytree(built_toy.root, tmp_path / "repo", ignore=shutil.ignore_patterns("__pycache__"))
+    return ToyRepo(tmp_path / "repo", built_toy.server)
 
 
 @pytest.fixture

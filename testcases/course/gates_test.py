@@ -16,7 +16,7 @@ def test_table_counts_tests_mistakes_and_variants(toy):
         "4 tests, at least 16 are wanted",
     ]
     (row,) = (line.split() for line in result.out.splitlines() if line.split()[:1] == ["lesson01_toy"])
-    assert row[1:] == ["4", "2", "4/4", "4/4", "2/2", "1/1", "1/1"]
+    assert row[1:] == ["4", "2", "4/4", "4/4", "2/2", "2/2", "1/1", "1/1"]
     assert result.status == 1
 
 
@@ -50,6 +50,12 @@ def test_table_counts_tests_mistakes_and_variants(toy):
         ),
         ("mistakes", "return x + x", "return x + x + x", "variant:toy-sum: test_double_is_twice is failed"),
         ("mistakes", "return x + x", "return x +", "variant:toy-sum: test_double_is_twice is failed"),
+        (
+            "fingerprints",
+            '["float64[]",9.0]',
+            '["float64[]",9.1]',
+            "mistake toy-square: basic_test::test_double_is_twice does not see what the fingerprint says",
+        ),
         ("agreement", "== 4", "== 5", "agreement: test_lesson01_double_agrees failed"),
         ("agreement", "def test_lesson01", "def test_lesson02", "no test_lesson01_… in"),
         (
@@ -66,6 +72,7 @@ def test_gate_finds(toy, file, old, new, says):
         "basic": toy.tests / "basic_test.py",
         "advanced": toy.tests / "advanced_test.py",
         "mistakes": toy.mistakes,
+        "fingerprints": toy.fingerprints,
         "agreement": toy.root / "testcases" / "agreement" / "toy_test.py",
     }[file]
     text = path.read_text(encoding="utf-8")

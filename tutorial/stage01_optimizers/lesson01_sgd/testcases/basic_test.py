@@ -122,16 +122,17 @@ def test_step_runs_the_closure_and_returns_its_loss(lesson, expect, recording):
         expect.equal("what step() returned", shown, 0.5 * before**2, source="θ²/2 before the step", step=step)
         expect.equal("θ", param.item(), after, source="θ − lr·θ", step=step)
         expect.equal("calls of the closure", len(calls), step, source="once a step", step=step)
+    expect.equal("what step() without a closure returned", optimizer.step(), None, source="there is no loss")
 
 
 @pytest.mark.task("1.4")
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_zero_grad_forgets_the_gradients_of_all_groups(lesson, expect, set_to_none):
-    """Two groups; the last parameter never had a gradient."""
-    params = [make_param(1.0, 2.0, grad=[3.0, 4.0]), make_param(1.0, grad=[5.0]), make_param(1.0)]
+    """Two groups; the first parameter of the second group never had a gradient."""
+    params = [make_param(1.0, 2.0, grad=[3.0, 4.0]), make_param(1.0), make_param(1.0, grad=[5.0])]
     optimizer = lesson.optimizer.SGDFromScratch([{"params": params[:1]}, {"params": params[1:]}], lr=0.5)
     optimizer.zero_grad(set_to_none=set_to_none)
-    want = [None, None, None] if set_to_none else [torch.zeros(2), torch.zeros(1), None]
+    want = [None, None, None] if set_to_none else [torch.zeros(2), None, torch.zeros(1)]
     expect.equal("grad of the three", [p.grad for p in params], want, source=f"set_to_none={set_to_none}")
 
 

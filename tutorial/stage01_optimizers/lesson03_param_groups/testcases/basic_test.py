@@ -108,12 +108,13 @@ def test_create_optimizer_unknown_name_is_an_error_that_names_known_ones(lesson,
     [("adamw", "beta", "betas"), ("sgd", "momentun", "momentum"), ("sgd", "betas", "betas")],
 )
 def test_create_optimizer_unknown_option_is_an_error(lesson, expect, name, option, nearest):
-    """An option that this optimizer does not have, once as a keyword, once in a group (torch would ignore it)."""
+    """After a known option one that is unknown, both as keywords, then in a group (torch would ignore it)."""
     create = lesson.optimizer.create_optimizer
+    options = {"foreach": False, option: 0.5}
     with expect.raises(ValueError, match=nearest, source="no option is dropped in silence"):
-        create(name, two_parameters(), lr=0.1, **{option: 0.5})
+        create(name, two_parameters(), lr=0.1, **options)
     with expect.raises(ValueError, match=nearest, source="no option of a group is ignored in silence"):
-        create(name, [{"params": two_parameters(), option: 0.5}], lr=0.1)
+        create(name, [{"params": two_parameters(), **options}], lr=0.1)
 
 
 # --------------------------------------------------------------------------------------- trainable_parameters
@@ -180,6 +181,7 @@ def test_group_by_settings_puts_equal_settings_together_and_no_others(lesson, ex
         "d": {"lr": 0.3, "weight_decay": 0.2},
     }
     groups = lesson.optimizer.group_by_settings(model, settings)
+    expect.equal("type of the groups", type(groups).__name__, "list", source="the signature: a list of dicts")
     source = "a and c share a group; b and d each have their own"
     expect.equal(
         "param_names",
@@ -246,21 +248,24 @@ def test_name_matches_whole_neighbouring_parts_of_the_name(lesson, expect, name,
 
 @pytest.mark.task("3.5")
 def test_apply_overrides_changes_what_is_named_and_leaves_the_rest(lesson, expect):
-    """Two blocks with lr = 0.1; all of block 1 is to have lr = 0.01, and its bias a decay of 0.3 as well."""
+    """Two blocks with lr = 0.1; block 1 is to have lr = 0.01, its bias a decay of 0.3 and an eps as well."""
     model = nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(2, 2) for _ in range(2))})
     settings = {}
     for i in range(2):
         settings[f"blocks.{i}.weight"] = {"lr": 0.1, "weight_decay": 0.2}
         settings[f"blocks.{i}.bias"] = {"lr": 0.1, "weight_decay": 0.0}
-    overrides = {"blocks.1": {"lr": 0.01}, "blocks.1.bias": {"weight_decay": 0.3}}
+    overrides = {"blocks.1": {"lr": 0.01}, "blocks.1.bias": {"weight_decay": 0.3, "eps": 1e-6}}
     got = lesson.optimizer.apply_overrides(settings, model, overrides)
     want = {
         "blocks.0.weight": {"lr": 0.1, "weight_decay": 0.2},
         "blocks.0.bias": {"lr": 0.1, "weight_decay": 0.0},
         "blocks.1.weight": {"lr": 0.01, "weight_decay": 0.2},
-        "blocks.1.bias": {"lr": 0.01, "weight_decay": 0.3},
+        "blocks.1.bias": {"lr": 0.01, "weight_decay": 0.3, "eps": 1e-6},
     }
-    expect.equal("settings", got, want, source="each override replaces the values it names, and no others")
+    source = "each override puts in the values it names, and no others"
+    expect.equal("names", sorted(got), sorted(want), source=source)
+    for name, values in want.items():
+        expect.equal(f"settings of {name}", got.get(name), values, source=source)
 
 
 # ------------------------------------------------------------------------------------ ownership, loading by name

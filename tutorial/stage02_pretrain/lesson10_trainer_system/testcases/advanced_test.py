@@ -280,7 +280,7 @@ def test_window_without_targets_changes_nothing(lesson, expect, rng):
 
 @pytest.mark.task("10.6", "10.5")
 def test_two_calls_of_train_equal_one_longer_call(lesson, expect, rng):
-    """Dropout 0.3, K = 2, five micro-batches; 1 + 2 epochs against 3; before the second call a stray backward."""
+    """Dropout 0.3, K = 2, five micro-batches; 1 + 2 epochs against 3; each call finds a stray gradient and window."""
     start, loader = TinyLM(rng, dropout=0.3), [rows(rng) for _ in range(5)]
 
     def run(calls):
@@ -288,7 +288,8 @@ def test_two_calls_of_train_equal_one_longer_call(lesson, expect, rng):
         model = copy.deepcopy(start)
         trainer = make(lesson, "PretrainTrainer", model, gradient_accumulation_steps=2)
         for num_epochs in calls:
-            model.head.bias.sum().backward()  # somebody else's gradient
+            model.head.bias.sum().backward()  # somebody else's gradient, and what it was the gradient of
+            trainer.window.add({"loss": torch.tensor(1.0)}, 3)
             trainer.train(loader, num_epochs)
         return trainer, weights(model)
 
