@@ -1,8 +1,9 @@
 """`course mistakes --matrix`: how often the diagnosis names a known mistake, measured on fresh runs.
 
-Every mistake is made again, in a fresh process, and diagnosed from what the tests then see. `--otherwise` makes it in
-code that is written in another way: on top of an accepted variant whose patch fits together with it. `--pairs N` makes
-two mistakes of different tasks at once, N random pairs a lesson. Variants and the skeleton must get no name at all.
+Every mistake is made again, in a fresh process, and diagnosed from what the tests then see. `--otherwise` makes it
+in code whose other tasks are written in another way: on top of an accepted variant whose patch fits together with
+it. `--pairs N` makes two mistakes of different tasks at once, N random pairs a lesson. Variants and the skeleton
+must get no name at all.
 
 A run under `ATEN_CPU_CAPABILITY=default` computes without vector instructions, as another processor would.
 """
@@ -21,6 +22,7 @@ from course.lang import current
 from course.mistakes import Entry, read_catalogue, write_patched
 from course.outcomes import FAILED, TIMEOUT, TestOutcome
 from course.registry import Lesson
+from course.skeleton import find_regions
 from course.trials import Trial, TrialResult, run_trials
 
 RIGHT, AMBIGUOUS, PARTLY, NONE, WRONG = "right", "ambiguous", "partly", "none", "wrong"
@@ -84,7 +86,8 @@ def _cases(lesson: Lesson, otherwise: bool, pairs: int, scratch: Path) -> Iterat
     for entry in catalogue.mistakes:
         yield _write(lesson, scratch, entry), _Case("alone", (entry.id,))
         if otherwise:
-            fitting = [v for v in catalogue.variants if _fit(lesson, v, entry)]
+            fitting = [v for v in catalogue.variants if entry.task not in _tasks(lesson, v)]
+            fitting = [v for v in fitting if _fit(lesson, v, entry)]
             if fitting:
                 yield _write(lesson, scratch, draw.choice(fitting), entry), _Case("otherwise", (entry.id,))
     for _ in range(pairs):
@@ -114,6 +117,18 @@ def _fit(lesson: Lesson, first: Entry, second: Entry) -> bool:
             return False
         sources[patch.file] = sources[patch.file].replace(patch.old, patch.new)
     return True
+
+
+def _tasks(lesson: Lesson, entry: Entry) -> set[str]:
+    """The tasks whose regions the entry's patches reach into."""
+    found = set()
+    for patch in entry.patches:
+        source = (lesson.solution_folder / patch.file).read_text(encoding="utf-8")
+        first = source.count("\n", 0, source.index(patch.old)) + 1
+        last = first + patch.old.rstrip("\n").count("\n")
+        regions = find_regions(source, patch.file)
+        found |= {r.task for r in regions if r.begin <= last and first <= r.end}
+    return found
 
 
 def _judge(verdicts: Verdicts, what: _Case, result: TrialResult) -> None:

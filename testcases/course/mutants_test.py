@@ -115,7 +115,8 @@ def test_same_seed_draws_the_same_mutants_and_another_seed_others():
 def test_mutants_are_spread_over_tasks_and_kinds():
     few = draw(find_lesson("04"), 21, 1)
     assert sorted({m.task for m in few}) == [f"4.{n}" for n in range(1, 8)]
-    assert all(sum(m.task == task for m in few) == 3 for task in {m.task for m in few})
+    # 3 each; an entry of the catalogue that is passed over is another task's gain
+    assert all(2 <= sum(m.task == task for m in few) <= 4 for task in {m.task for m in few})
     assert len({m.kind for m in few}) >= 7
 
 
@@ -150,15 +151,6 @@ def test_mutants_are_all_different_and_none_is_in_the_catalogue(drawn, monkeypat
     assert known & everything, "this lesson's catalogue has nothing that could have been drawn: use another"
 
 
-def test_mutants_say_on_whole_lines_what_they_change(drawn):
-    lesson = find_lesson("03")
-    sources = {path.name: path.read_text(encoding="utf-8") for path in lesson.solution_files()}
-    for mutant in drawn:
-        old, new = mutant.patch
-        assert sum(source.count(old) for source in sources.values()) == 1, mutant.id
-        assert sources[mutant.file].replace(old, new) == mutant.source, mutant.id
-
-
 def test_written_mutant_is_the_lesson_with_the_slip(drawn, tmp_path):
     lesson, mutant = find_lesson("03"), random.Random(1).choice(drawn)
     write_mutant(mutant, tmp_path)
@@ -174,7 +166,7 @@ PRECEDENCE = '''"""Bytes and characters: η ← η·(α + β)."""
 def f(a, b, c):
     # TODO 1.1 η, in a comment
     # BEGIN SOLUTION
-    η = a * (b + c) + "η".count("η")
+    η = a * (b + c) / c + "η".count("η")
     if a:
         return -η
     elif b:
@@ -187,31 +179,45 @@ def g(x):
     y = x
     # TODO 1.1 η, in a comment
     # BEGIN SOLUTION
-    z = y + 1
-    return z
+    η = y + 1
+    return η
     # END SOLUTION
 '''
 
 
 @pytest.fixture
 def slips(tmp_path):
-    """The regions of all mutants of PRECEDENCE."""
+    """All mutants of PRECEDENCE."""
     (tmp_path / "f.py").write_text(PRECEDENCE, encoding="utf-8")
     file = mutants._File(tmp_path / "f.py")
-    made = [file.mutant(find_lesson("01"), edit, file.source) for edit in file.edits()]
-    return [m.source for m in made]
+    return [file.mutant(find_lesson("01"), edit, file.source) for edit in file.edits()]
 
 
-def test_parentheses_and_letters_of_two_bytes_do_not_shift_a_slip(slips):
-    assert any('η = a * (b - c) + "η".count("η")' in source for source in slips)
-    assert any('η = a + (b + c) + "η".count("η")' in source for source in slips)
-    assert any('η = a * (b) + "η".count("η")' in source for source in slips)
-    assert any("η = a * (b + c) - 'η'.count('η')" in source for source in slips)
+@pytest.mark.parametrize(
+    "line",
+    [
+        'η = a * (b - c) / c + "η".count("η")',
+        'η = (a + (b + c)) / c + "η".count("η")',
+        'η = a * (b) / c + "η".count("η")',
+        "η = a * (b + c) / c - 'η'.count('η')",
+    ],
+)
+def test_parentheses_and_letters_of_two_bytes_do_not_shift_a_slip(slips, line):
+    assert any(f"    {line}\n" in mutant.source for mutant in slips)
 
 
 def test_messages_definitions_and_lone_elifs_are_left_alone(slips):
-    assert all("{a + b}" in source or "pass" in source for source in slips)
-    assert all("\n    y = x\n" in source for source in slips)
-    # `z` would have no value: a certain crash tells nothing about the tests.
-    assert not any("pass\n    return z" in source or "return z\n    z = " in source for source in slips)
-    assert any("pass\n    # END" in source for source in slips)
+    sources = [mutant.source for mutant in slips]
+    assert all("{a + b}" in source or "pass" in source for source in sources)
+    assert all("\n    y = x\n" in source for source in sources)
+    # `η` would have no value in g: a certain crash tells nothing about the tests.
+    assert not any("pass\n    return η" in source or "return η\n    η = " in source for source in sources)
+    assert any("pass\n    # END" in source for source in sources)
+
+
+def test_mutants_say_on_whole_lines_what_they_change(slips):
+    assert PRECEDENCE.count("    return η") == 2  # so that a line alone does not always tell which
+    for mutant in slips:
+        old, new = mutant.patch
+        assert PRECEDENCE.count(old) == 1, mutant.id
+        assert PRECEDENCE.replace(old, new) == mutant.source, mutant.id

@@ -3,6 +3,7 @@
 import builtins
 import copy
 import errno
+import functools
 import hashlib
 import io
 import itertools
@@ -158,7 +159,7 @@ def resume_in_a_fresh_process(lesson, folder):
 
 @pytest.mark.task("9.1", "9.2")
 def test_rng_state_covers_every_device(lesson, expect, monkeypatch):
-    """A machine with two CUDA devices (pretended: two CPU generators in their place), each at another point."""
+    """Two CUDA devices (pretended: two CPU generators in their place), each at another point; then one, then none."""
     devices = tuple(torch.Generator().manual_seed(seed) for seed in (10, 20))
     monkeypatch.setattr(torch.cuda, "default_generators", devices)
     for module in (torch.cuda, torch.cuda.random):
@@ -175,6 +176,11 @@ def test_rng_state_covers_every_device(lesson, expect, monkeypatch):
     for index, generator in enumerate(devices):
         got = torch.rand(3, generator=generator)
         expect.equal(f"draws of cuda:{index}", got, want[index], source="the draws after get_rng_state")
+    for module in (torch.cuda, torch.cuda.random):
+        monkeypatch.setattr(module, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "default_generators", devices[:1])
+    lesson.rng.set_rng_state(state)  # on a machine with one of the two: the other is left out
+    expect.equal("draws of the only device", torch.rand(3, generator=devices[0]), want[0], source="as above")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     lesson.rng.set_rng_state(state)  # on a machine without CUDA: left out
     expect.equal("states of devices", lesson.rng.get_rng_state()["cuda"], [], source="no CUDA, no entry")
@@ -348,7 +354,7 @@ def test_one_state_restores_twice(lesson, expect):
 
 
 class Fp32Momentum(torch.optim.Optimizer):
-    """SGD with momentum that keeps an fp32 moment for a parameter of any dtype."""
+    """SGD with momentum that keeps an fp32 moment for a parameter of any dtype, and counts in a plain int."""
 
     def __init__(self, params, lr=0.1):
         super().__init__(params, {"lr": lr})
@@ -357,13 +363,14 @@ class Fp32Momentum(torch.optim.Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 exp_avg = self.state[param].setdefault("exp_avg", torch.zeros(param.shape))
+                self.state[param]["updates"] = self.state[param].get("updates", 0) + 1
                 exp_avg.lerp_(param.grad.float(), 0.1)
                 param.data.add_(exp_avg.to(param.dtype), alpha=-group["lr"])
 
 
 @pytest.mark.task("9.1", "9.2", "9.5", "9.6")
 def test_moments_keep_their_dtype(lesson, expect, rng):
-    """bf16 parameter, fp32 moment; two steps, restored into a new optimizer, two more steps."""
+    """bf16 parameter, fp32 moment, a plain count; two steps, restored into a new optimizer, two more steps."""
     grads = torch.randn(4, 5, generator=rng)
 
     def steps(model, optimizer, rows):
@@ -378,6 +385,7 @@ def test_moments_keep_their_dtype(lesson, expect, rng):
     model, optimizer = build()
     steps(model, optimizer, grads[:2])
     state = lesson.checkpoint.capture(model, optimizer)
+    before = copy.deepcopy(state["optimizer_state_dict"]["state"])
     fresh = build()
     lesson.checkpoint.restore(state, *fresh)
     source = "the moment that was captured; torch's load_state_dict casts it to bf16"
@@ -387,6 +395,9 @@ def test_moments_keep_their_dtype(lesson, expect, rng):
     steps(*fresh, grads[2:])
     got, want = fresh[1].state[fresh[0].weight]["exp_avg"], optimizer.state[model.weight]["exp_avg"]
     expect.equal("exp_avg", got, want, source="the optimizer that was not interrupted", step=4)
+    expect.equal("updates", fresh[1].state[fresh[0].weight]["updates"], 4, source="2 + 2", step=4)
+    after = state["optimizer_state_dict"]["state"]
+    expect.equal("the state", after, before, source="before restore: training on does not change it", step=4)
 
 
 @pytest.mark.task("9.1", "9.5", "9.6")
@@ -543,28 +554,34 @@ def test_save_is_on_the_disk_before_it_gets_its_name(lesson, expect, rng, tmp_pa
     expect.true("names", names[-1] == "folder", expected=expected, got=got)
 
 
+def is_write(args, options):
+    """Whether a call of open or os.open may make a file."""
+    how = args[1] if len(args) > 1 else options.get("flags", options.get("mode", "r"))
+    return any(letter in how for letter in "wxa") if isinstance(how, str) else bool(how & os.O_CREAT)
+
+
 @pytest.mark.task("9.7")
-@pytest.mark.parametrize("failing", ["fsync", "replace"])
+@pytest.mark.parametrize("failing", ["open", "fsync", "replace"])
 def test_failed_save_leaves_the_older_checkpoint(lesson, expect, rng, tmp_path, monkeypatch, failing):
-    """A full disk: the 1st, 2nd, 3rd call of os.fsync or os.replace in a save raises ENOSPC."""
+    """A full disk: the 1st, 2nd, 3rd time that a save makes a file, forces or renames it raises ENOSPC."""
     older, newer = ({"x": torch.randn(100, generator=rng)} for _ in range(2))
     path = tmp_path / "run.pt"
-    real = getattr(os, failing)
+    modules = (builtins, io, os) if failing == "open" else (os,)
     for point in (1, 2, 3):
         lesson.checkpoint.save(older, path)
         calls = []
 
-        def full(*args, calls=calls, point=point, **options):
-            calls.append(args)
+        def full(real, *args, calls=calls, point=point, **options):
+            calls.extend([args] if failing != "open" or is_write(args, options) else [])
             if len(calls) == point:
                 raise OSError(errno.ENOSPC, "No space left on device")
             return real(*args, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(os, failing, full)
-            with expect.raises(
-                OSError, source=f"the {failing} that failed: a save that did not happen must say so"
-            ):
+            for module in modules:
+                patch.setattr(module, failing, functools.partial(full, getattr(module, failing)))
+            source = f"the {failing} that failed: a save that did not happen must say so"
+            with expect.raises(OSError, match="No space", source=source):
                 lesson.checkpoint.save(newer, path)
         loaded = lesson.checkpoint.load(path)["x"]
         whole = torch.equal(loaded, older["x"]) or torch.equal(loaded, newer["x"])

@@ -286,6 +286,12 @@ def test_capture_is_a_copy_of_everything(lesson, expect, rng):
     counters = [state[key] for key in ("epoch", "global_step", "micro_step")]
     expect.equal("epoch, global_step, micro_step", counters, [1, 2, 3], source="the arguments")
     expect.equal("extra", state["extra"], {"losses": [1.5]}, source=source)
+    param = nn.Parameter(torch.ones(1))
+    copied = lesson.checkpoint.snapshot([param])[0]
+    graphs = [copied.requires_grad, param.requires_grad]
+    expect.equal(
+        "requires_grad of copy and original", graphs, [False, True], source="only the copy has no graph"
+    )
 
 
 @pytest.mark.task("9.5")
