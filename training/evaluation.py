@@ -6,7 +6,6 @@ Used by trainer.py: ``metrics = evaluate(model, val_loader, device)``; and by mo
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.losses import count_tokens, token_loss
+from training.objective import NextToken, Objective, to_device
 
 
 def evaluate(
@@ -24,8 +23,9 @@ def evaluate(
     device: torch.device,
     autocast: AbstractContextManager | None = None,
     before_batch: Callable[[], None] = lambda: None,
+    objective: Objective | None = None,
 ) -> dict[str, float]:
-    """Loss and perplexity over a loader: Σ −ln p / Σ targets, not a mean of batch means, and its exponential.
+    """Metrics over a loader: Σ loss / Σ targets, not a mean of batch means.
 
     Modes, gradients and random generators are afterwards as they were before, also after an exception.
 
@@ -35,28 +35,32 @@ def evaluate(
         device: where to compute.
         autocast: entered around each forward; None: the weights' own precision.
         before_batch: called before each batch; it may end the evaluation with an exception.
+        objective: None: NextToken.
 
     Returns:
-        {"loss": nats a token, "perplexity": exp(loss)}.
+        What the objective reports: of NextToken {"loss": nats a token, "perplexity": exp(loss)}.
 
     Raises:
         ValueError: there is no target in the loader.
     """
     autocast = nullcontext() if autocast is None else autocast
-    loss_sum, num_tokens = torch.zeros((), device=device), 0
+    objective = NextToken() if objective is None else objective
+    totals: dict[str, Tensor] = {}
+    num_targets = 0
+
+    def forward(input_ids: Tensor) -> Tensor:
+        with autocast:
+            return model(input_ids)
+
     with torch.no_grad(), eval_mode(model), preserved_rng(device, loader):
         for batch in loader:
             before_batch()
-            num_tokens += count_tokens(batch["labels"])
-            input_ids = batch["input_ids"].to(device, non_blocking=True)
-            labels = batch["labels"].to(device, non_blocking=True)
-            with autocast:
-                logits = model(input_ids)  # (B, T, V)
-            loss_sum += token_loss(logits, labels)
-    if num_tokens == 0:
+            num_targets += objective.count(batch)
+            for name, value in objective.sums(forward, to_device(batch, device)).items():
+                totals[name] = totals[name] + value if name in totals else value
+    if num_targets == 0:
         raise ValueError("val_loader has no target: it is empty, or every label is -100")
-    loss = loss_sum.item() / num_tokens
-    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else loss * math.inf}
+    return objective.metrics({name: value.item() / num_targets for name, value in totals.items()})
 
 
 @contextmanager

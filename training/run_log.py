@@ -133,7 +133,7 @@ class RunLog:
         progress.best_metric = metrics["loss"] if improved else progress.best_metric
         progress.stale_validations = 0 if improved else progress.stale_validations + 1
         progress.validated_step, progress.val_loss = progress.global_step, metrics["loss"]
-        self._add(val_loss=metrics["loss"], val_perplexity=metrics["perplexity"])
+        self._add(**{f"val_{name}": value for name, value in metrics.items()})
         self._started += seconds  # the throughput is that of training
         return improved
 

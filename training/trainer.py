@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -26,7 +26,7 @@ from training.checks import owned_parameters as owned_parameters
 from training.checks import require_batches, require_positive
 from training.evaluation import evaluate, preserved_rng
 from training.gradients import clip_gradients, mean_gradient
-from training.losses import count_tokens, token_loss
+from training.objective import NextToken, Objective, to_device
 from training.run_log import Progress, RunLog
 from training.run_log import Row as Row
 from training.sampler import Batch, DataCursor
@@ -67,6 +67,7 @@ class Trainer:
         patience: stop after so many validations in a row that are not the best, >= 1; None: never.
         max_skips: updates left out in a row after which the weights must be broken, >= 1.
         keep_last, async_save: see CheckpointManager. config: plain values, saved for the record.
+        objective: what a batch teaches, see objective.py; None: the next token.
         on_log: called with each row when it is added to history.
 
     Attributes:
@@ -104,6 +105,7 @@ class Trainer:
         keep_last: int = 3,
         async_save: bool = True,
         config: dict[str, Any] | None = None,
+        objective: Objective | None = None,
         on_log: Callable[[Row], None] | None = None,
     ) -> None:
         require_positive(max_epochs=max_epochs, grad_accum_steps=grad_accum_steps, log_interval=log_interval)
@@ -122,6 +124,7 @@ class Trainer:
         self.log_interval, self.eval_interval, self.save_interval = log_interval, eval_interval, save_interval
         self.patience, self.max_skips = patience, max_skips
         self.config = config or {}
+        self.objective = NextToken() if objective is None else objective
         self.data = DataCursor(train_loader)
         self.checkpoints = None if save_dir is None else CheckpointManager(save_dir, keep_last, async_save)
         self.signals = StopSignals()
@@ -186,17 +189,13 @@ class Trainer:
     def train_step(self, window: list[Batch]) -> bool:
         """One update from one window of micro-batches. Returns whether the weights were updated."""
         # Targets are counted in host memory, before the forward: no synchronisation with the device.
-        num_tokens = sum(count_tokens(micro_batch["labels"]) for micro_batch in window)
+        num_tokens = sum(self.objective.count(micro_batch) for micro_batch in window)
         if num_tokens == 0:
             self.window = []
             return False
         for micro_batch in window[self.progress.micro_step :]:  # a resumed window goes on where it was left
             self.signals.leave_if_asked()
-            input_ids = micro_batch["input_ids"].to(self.device, non_blocking=True)  # (B, T)
-            labels = micro_batch["labels"].to(self.device, non_blocking=True)  # (B, T)
-            with self.autocast:
-                logits = self.model(input_ids)  # (B, T, V)
-            loss_sum = token_loss(logits, labels)  # in float32, whatever the forward was in
+            loss_sum = self.objective.sums(self.forward, to_device(micro_batch, self.device))["loss"]
             loss = loss_sum / num_tokens  # this micro-batch's share of the window's mean
             self.scaler.scale(loss).backward()
             self.run_log.add_loss(loss_sum)
@@ -220,6 +219,11 @@ class Trainer:
             self._skip()
         return updated
 
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, T) int64 -> logits (B, T, V), in the run's precision."""
+        with self.autocast:
+            return self.model(input_ids)
+
     def _skip(self) -> None:
         self._log_training()  # at once: a run that skips must be seen to skip
         skips = self.progress.skips_in_a_row
@@ -230,11 +234,11 @@ class Trainer:
             )
 
     def validate(self) -> dict[str, float]:
-        """{"loss", "perplexity"} over all of val_loader; see evaluation.evaluate. ValueError without one."""
+        """The objective's metrics over all of val_loader; see evaluation.evaluate. ValueError without one."""
         if self.val_loader is None:
             raise ValueError("validate() needs a val_loader")
         ask = self.signals.leave_if_asked
-        return evaluate(self.model, self.val_loader, self.device, self.autocast, before_batch=ask)
+        return evaluate(self.model, self.val_loader, self.device, self.autocast, ask, self.objective)
 
     def save_checkpoint(self, is_best: bool = False) -> Path:
         """Save all that this trainer is as epoch_{epoch}_step_{global_step}.pt; call it between micro-steps.
