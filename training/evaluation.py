@@ -9,11 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.distributed import Ranks
 from training.objective import NextToken, Objective, to_device
 
 
@@ -24,6 +26,7 @@ def evaluate(
     autocast: AbstractContextManager | None = None,
     before_batch: Callable[[], None] = lambda: None,
     objective: Objective | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Metrics over a loader: Σ loss / Σ targets, not a mean of batch means.
 
@@ -36,15 +39,19 @@ def evaluate(
         autocast: entered around each forward; None: the weights' own precision.
         before_batch: called before each batch; it may end the evaluation with an exception.
         objective: None: NextToken.
+        ranks: processes that all have the same batches in this order; rank r of N computes every N-th, from the
+            r-th on. None: this process alone.
 
     Returns:
-        What the objective reports: of NextToken {"loss": nats a token, "perplexity": exp(loss)}.
+        What the objective reports, the same on all ranks: of NextToken {"loss": nats a token, "perplexity":
+        exp(loss)}.
 
     Raises:
         ValueError: there is no target in the loader.
     """
     autocast = nullcontext() if autocast is None else autocast
     objective = NextToken() if objective is None else objective
+    ranks = Ranks() if ranks is None else ranks
     totals: dict[str, Tensor] = {}
     num_targets = 0
 
@@ -53,14 +60,18 @@ def evaluate(
             return model(input_ids)
 
     with torch.no_grad(), eval_mode(model), preserved_rng(device, loader):
-        for batch in loader:
+        for batch in islice(loader, ranks.rank, None, ranks.world_size):
             before_batch()
             num_targets += objective.count(batch)
             for name, value in objective.sums(forward, to_device(batch, device)).items():
                 totals[name] = totals[name] + value if name in totals else value
+    parts = ranks.gather((num_targets, {name: value.item() for name, value in totals.items()}))
+    num_targets = sum(count for count, _ in parts)
     if num_targets == 0:
         raise ValueError("val_loader has no target: it is empty, or every label is -100")
-    return objective.metrics({name: value.item() / num_targets for name, value in totals.items()})
+    names = dict.fromkeys(name for _, sums in parts for name in sums)
+    totals_of_all = {name: sum(sums.get(name, 0.0) for _, sums in parts) for name in names}
+    return objective.metrics({name: total / num_targets for name, total in totals_of_all.items()})
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Used by pretrain.py: ``start = find_start(resume, reset_optimizer, output_dir)``
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,15 @@ def find_start(resume: str | None, reset_optimizer: bool, output_dir: Path) -> S
     if reset_optimizer:
         raise ValueError(f"--reset_optimizer needs a checkpoint, and there is none in {output_dir}")
     return Start(notes=(f"There is no checkpoint in {output_dir} yet: a new run.",))
+
+
+def identity(start: Start) -> str:
+    """Which file that is: two machines may have different ones under one path."""
+    if start.path is None:
+        return "none"
+    with open(start.path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{start.path.name} (step {start.global_step}, SHA-256 {digest[:12]})"
 
 
 def set_aside(paths: tuple[Path, ...], output_dir: Path) -> Path | None:

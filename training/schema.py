@@ -136,7 +136,9 @@ class DataConfig(Section):
 class AnswerDataConfig(DataConfig):
     """Prompts with their answers."""
 
-    data: str | None = option(None, "a JSON-lines file of prompt and answer; null: small built-in tasks")
+    data: str | None = option(None, "a JSON-lines file of prompt and answer; null: a small built-in task")
+    val_fraction: float = option(0.05, "share of the prompts to validate on", above=0, below=1)
+    batch_size: int = option(64, "rows in a micro-batch", least=1)
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,10 @@ class PreferenceDataConfig(DataConfig):
     """Prompts with a chosen and a rejected answer."""
 
     data: str | None = option(
-        None, "a JSON-lines file of prompt, chosen and rejected; null: small built-in tasks"
+        None, "a JSON-lines file of prompt, chosen and rejected; null: a small built-in task"
     )
+    val_fraction: float = option(0.05, "share of the prompts to validate on", above=0, below=1)
+    batch_size: int = option(64, "pairs in a micro-batch", least=1)
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,7 @@ class TrainerConfig(Section):
     )
     keep_last: int = option(3, "checkpoints to keep, besides the best one", PLACE, least=1)
     async_save: bool = option(True, "write checkpoints while training goes on", PLACE)
+    timeout: int = option(600, "seconds that the processes of a run wait for each other", PLACE, least=1)
     resume: str | None = option(None, "a checkpoint, or auto: the newest good one in output_dir", CALL)
     reset_optimizer: bool = option(False, "on resume: the weights alone, with a new optimizer", CALL)
 
@@ -212,10 +217,19 @@ class StartConfig(Section):
 
 
 @dataclass(frozen=True)
+class PolicyStartConfig(StartConfig):
+    """What the policy begins with."""
+
+    init_from: str = option(
+        "runs/sft/best_model.pt", "a checkpoint whose weights to start from; they are the reference, too"
+    )
+
+
+@dataclass(frozen=True)
 class PreferenceConfig(Section):
     """The objective of DPO."""
 
-    beta: float = option(0.1, "how closely the policy is held to the reference", above=0)
+    beta: float = option(0.5, "how closely the policy is held to the reference", above=0)
 
 
 @dataclass(frozen=True)
@@ -245,9 +259,9 @@ class SFTConfig(PretrainConfig):
     """Everything that `python -m training sft` can be told."""
 
     data: DataConfig = AnswerDataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3)
+    optimizer: OptimizerConfig = OptimizerConfig(lr=3e-3)
     trainer: TrainerConfig = TrainerConfig(
-        output_dir="runs/sft", max_steps=500, eval_interval=100, save_interval=100
+        output_dir="runs/sft", max_steps=700, eval_interval=100, save_interval=100
     )
     start: StartConfig = StartConfig()
 
@@ -257,9 +271,9 @@ class DPOConfig(PretrainConfig):
     """Everything that `python -m training dpo` can be told."""
 
     data: DataConfig = PreferenceDataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig(lr=5e-4, weight_decay=0.0)
+    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-5, weight_decay=0.0)
     trainer: TrainerConfig = TrainerConfig(
-        output_dir="runs/dpo", max_steps=200, eval_interval=50, save_interval=50
+        output_dir="runs/dpo", max_steps=100, eval_interval=25, save_interval=25
     )
-    start: StartConfig = StartConfig()
+    start: PolicyStartConfig = PolicyStartConfig()
     preference: PreferenceConfig = PreferenceConfig()

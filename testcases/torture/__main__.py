@@ -1,4 +1,7 @@
-"""`python -m testcases.torture resume [options]`: kill trainings, resume them, compare bit by bit."""
+"""Kill trainings, resume them, compare bit by bit.
+
+`python -m testcases.torture resume [options]`: the pieces of lesson 09; `… cli`: the command of training/.
+"""
 
 import argparse
 import sys
@@ -15,15 +18,24 @@ def main(argv: list[str] | None = None) -> int:
     resume.add_argument("--seed", type=int, default=0, help="of the run, and of the choice of kill points")
     resume.add_argument("--sample", type=int, default=None, metavar="N", help="so many kill points, not all")
     resume.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    resume.add_argument(
-        "--folder", type=Path, default=None, help="where to work (default: a temporary folder)"
+    cli = commands.add_parser(
+        "cli", help="python -m training pretrain --resume auto: kill -9 at random moments"
     )
+    cli.add_argument("--kills", type=int, default=100, help="at least so many (default: 100)")
+    cli.add_argument("--seed", type=int, default=0, help="of the moments")
+    for command in (resume, cli):
+        command.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     args = parser.parse_args(argv)
-    from testcases.torture.resume import torture  # imports torch: not for --help
-
+    # The modules import torch: not for --help.
     try:
+        if args.command == "cli":
+            from testcases.torture.cli import sweep
+
+            return sweep(args.kills, args.seed, args.folder)
+        from testcases.torture.resume import torture
+
         return torture(args.impl, args.seed, args.sample, args.device, args.folder)
-    except CourseError as error:
+    except (CourseError, ValueError) as error:
         parser.error(str(error))
 
 
