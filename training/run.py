@@ -18,7 +18,6 @@ import torch
 from torch.utils.data import Dataset
 
 from training.checkpoint import CheckpointError, check_fits, save_checkpoint
-from training.checkpoint_file import is_finite
 from training.config import differences, to_dict, write_config
 from training.data import make_loader
 from training.distributed import Ranks
@@ -33,6 +32,7 @@ from training.scheduler import create_scheduler
 from training.schema import RUN, ModelConfig, PretrainConfig
 from training.state import restore
 from training.trainer import Trainer
+from training.untrusted import is_finite
 
 log = logging.getLogger(__name__)
 

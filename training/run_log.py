@@ -136,9 +136,9 @@ class RunLog:
         self.restart_clock()
 
     def validation_row(self, metrics: dict[str, float], seconds: float) -> bool:
-        """One row. Returns whether the loss is the lowest so far, which NaN never is."""
+        """One row. Returns whether the loss is the lowest so far, which NaN and -inf never are."""
         progress = self.progress
-        improved = metrics["loss"] < progress.best_metric
+        improved = math.isfinite(metrics["loss"]) and metrics["loss"] < progress.best_metric
         progress.best_metric = metrics["loss"] if improved else progress.best_metric
         progress.stale_validations = 0 if improved else progress.stale_validations + 1
         progress.validated_step, progress.val_loss = progress.global_step, metrics["loss"]
