@@ -98,9 +98,16 @@ def begin(config: PretrainConfig, meeting: Meeting | None = None) -> Beginning:
 
 
 def build_model(config: PretrainConfig, device: torch.device) -> GPT:
-    """The model with the random weights of the seed."""
+    """The model with the random weights of the seed. ValueError if it does not fit into the memory."""
     torch.manual_seed(config.trainer.seed)
-    return GPT(GPTConfig(**vars(config.model))).to(device)
+    try:
+        return GPT(GPTConfig(**vars(config.model))).to(device)
+    except RuntimeError as error:
+        if "memory" not in str(error):  # the allocators of host and device have no other type for it
+            raise
+        raise ValueError(
+            f"the model does not fit into the memory of {device}; choose a smaller n_embd or n_layer"
+        ) from error
 
 
 def load_weights(model: GPT, state: dict[str, Any], path: str | Path) -> None:
