@@ -10,6 +10,7 @@ state.py      all that a run depends on, out of a trainer and back; sampler.py: 
 distributed.py many processes as one run; meeting.py: how they begin
 checkpoint.py files that survive a kill; logger.py: metrics; config.py: YAML and flags
 
-Run: ``python -m training pretrain``, ``torchrun --nproc_per_node=2 -m training pretrain``, ``python -m training checkpoints list DIRECTORY``, ``python -m training.data``.
+Run: ``python -m training pretrain``, ``python -m training checkpoints list DIRECTORY``, ``python -m training.data``,
+``torchrun --nproc_per_node=2 -m training pretrain``.
 Importing this package imports nothing else; torch comes with the module that needs it.
 """

@@ -223,6 +223,8 @@ def as_number(name: str, value: Any) -> int | float:
     Raises:
         ValueError: for anything else, with the name.
     """
+    if type(value) in (int, float):
+        return value
     if not isinstance(value, numbers.Real) and getattr(value, "numel", lambda: 0)() == 1:
         value = value.item()
     if not isinstance(value, numbers.Real):

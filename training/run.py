@@ -27,6 +27,7 @@ from training.model import GPT, GPTConfig
 from training.objective import NextToken, Objective
 from training.optimizer import configure_optimizer
 from training.resume import Start, find_start, identity, set_aside
+from training.rng import seed_everything
 from training.sampler import Batch, resumable_loader
 from training.scheduler import create_scheduler
 from training.schema import RUN, ModelConfig, PretrainConfig
@@ -99,7 +100,7 @@ def begin(config: PretrainConfig, meeting: Meeting | None = None) -> Beginning:
 
 def build_model(config: PretrainConfig, device: torch.device) -> GPT:
     """The model with the random weights of the seed. ValueError if it does not fit into the memory."""
-    torch.manual_seed(config.trainer.seed)
+    seed_everything(config.trainer.seed)
     try:
         return GPT(GPTConfig(**vars(config.model))).to(device)
     except RuntimeError as error:

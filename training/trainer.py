@@ -9,6 +9,7 @@ shorter) and makes one *update*; global_step counts updates.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -216,7 +217,7 @@ class Trainer:
         row_is_due = (self.global_step + 1) % self.log_interval == 0
         self.run_log.grad_mean = mean_gradient(self.params) if row_is_due else None
         grad_norm = self.run_log.grad_norm = clip_gradients(self.params, self.max_grad_norm)
-        updated = bool(grad_norm.isfinite())  # the only value that an update reads back from the device
+        updated = math.isfinite(grad_norm.item())  # the only value that an update reads back from the device
         if updated:
             self.progress.lr = self.optimizer.param_groups[0]["lr"]  # the rate used; the scheduler moves it
             self.scaler.step(self.optimizer)

@@ -240,11 +240,10 @@ def outcome(here: Path) -> dict[str, Any]:
 
 
 def _decisive(state: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs from start to start and decides nothing: python's and numpy's generators, which the command
-    neither seeds nor draws from, and the loader's own, which is there to be drawn from at the begin of an iteration."""
-    rng_state = {name: value for name, value in state["rng_state"].items() if name in ("torch", "cuda")}
+    """Without the loader's own generator, which is there to be drawn from at the begin of an iteration: it differs from
+    start to start, and decides nothing."""
     data = {name: value for name, value in state["data_state_dict"].items() if name != "generator"}
-    return {**state, "rng_state": rng_state, "data_state_dict": data}
+    return {**state, "data_state_dict": data}
 
 
 def _bits(value: Any) -> Any:
