@@ -171,7 +171,9 @@ class CheckpointManager:
 
     def _write(self, state: Mapping[str, Any], path: Path, best: float | None) -> None:
         if not is_finite(state):
-            self._warn(f"{path} holds weights, moments or a loss scale that are inf or NaN: it does not count")
+            self._warn(
+                f"{path} holds weights, moments or a loss scale that are inf or NaN: it does not count"
+            )
             best = None
         # The best one first: killed in between, a run that goes on meets this evaluation again.
         if best is not None:
