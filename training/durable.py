@@ -197,9 +197,8 @@ def _older_lines(path: Path) -> bytes:
         return b""
     if digest_path(path).is_file():
         return digest_path(path).read_bytes()
-    with open(
-        path, "rb"
-    ) as file:  # saved by another program: without a line it would look damaged after a kill
+    # saved by another program: without a line it would look damaged after a kill
+    with open(path, "rb") as file:
         return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode()
 
 

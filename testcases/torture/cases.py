@@ -143,13 +143,15 @@ def fsync_problem(traced: Traced, fault: Fault) -> str | None:
         return None
     later = traced.operations[fault.at + 1 :]
     if "saving" in failed.path or "tmp" in failed.path:  # a temporary file
-        again = [
-            each
-            for each in later
-            if each.path.startswith(failed.path) and each.name not in ("close", "unlink")
-        ]
-        return f"lost after a power cut: after the failed fsync comes {again[0]}" if again else None
-    if traced.said[-1] == "saved" and not any(each.name == "creat" for each in later):
+        for each in later:
+            if each.path == failed.path and each.name in (
+                "unlink",
+                "creat",
+            ):  # given up; the name may come again
+                return None
+            if each.path.startswith(failed.path) and each.name != "close":
+                return f"lost after a power cut: after the failed fsync comes {each}"
+    elif traced.said[-1] == "saved" and not any(each.name == "creat" for each in later):
         return "lost after a power cut: a failed fsync of the folder is taken for a save"
     return None
 

@@ -27,7 +27,7 @@ def rows(budget: Budget) -> Iterator[Row]:
     files = [OneFile(OURS, None), OneFile(OURS, OURS), OneFile(OURS, plain), OneFile(OURS, OURS, LARGE)]
     ours = runs()
     taught = [OneFile(saver, older) for saver in lessons() for older in (None, saver)]
-    yield _row("kill or torn write: one file", files, budget, 120, peers)
+    yield _row("kill or torn write: one file", files, budget, 115, peers)
     yield _row("kill or torn write: rotation and best", ours[:2], budget, 340)
     yield _row("kill or torn write: asynchronous save", ours[2:4], budget, 340)
     yield _row("kill or torn write: lessons 08 and 09", [*taught, *ours[4:]], budget, 480)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from testcases.torture.cases import could_clean_up
+from testcases.torture.cases import could_clean_up, fsync_problem
 from testcases.torture.injector import LOOK_AGAIN, LOOK_AWAY, Fault, Say, Traced
 from testcases.torture.savers import lesson
 from testcases.training.checkpoint_faults import litter, make_state, value_of
@@ -121,6 +121,8 @@ class Run:
         return problem or self._next(folder)
 
     def after_error(self, folder: Path, traced: Traced, fault: Fault) -> str | None:
+        if len(traced.said) == 1 and f" {fault.error}: " in traced.said[0]:  # it could not even start
+            return self._problem(folder, range(self.first - 1, 6), self.first - 1) or self._next(folder)
         if traced.status != 0 or _last("returned", traced, 0) != 5:
             return f"training: it ends ({' '.join(traced.said[-1:])}, status {traced.status})"
         warned = " ".join(text for text in traced.said if text.startswith("warned"))
@@ -130,7 +132,8 @@ class Run:
         bests = [float(text.split()[1]) for text in traced.said if text.startswith("best")]
         if bests != sorted(bests, reverse=True):
             return f"lost: the best went from {' to '.join(map(str, bests))}"
-        problem = self._problem(folder, range(max(saved, default=0), 6), len(saved))
+        problem = fsync_problem(traced, fault)
+        problem = problem or self._problem(folder, range(max(saved, default=0), 6), len(saved))
         if problem is None and not warned and _best(folder / "run") != METRICS[4]:
             problem = f"lost: the best is {_best(folder / 'run')}, and nobody was warned"
         if problem is None and could_clean_up(fault, traced) and (folder / "run").is_dir():
