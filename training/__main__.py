@@ -4,8 +4,8 @@ Run: ``python -m training pretrain`` trains a small GPT on the embedded corpus, 
 ``python -m training checkpoints list DIRECTORY`` looks after what it saved;
 ``torchrun --nproc_per_node=2 -m training pretrain`` shares the work out among two processes.
 
-Exit codes: 0 done; 1 the training broke down (inf or NaN, or another process was lost); 2 the input is unusable (one
-sentence on stderr, nothing written); 130 Ctrl-C and 143 SIGTERM, after everything was saved.
+Exit codes: 0 done; 1 the training broke down (inf or NaN, another process lost), or its end could not be saved; 2 the
+input is unusable (one sentence on stderr, nothing written); 130 Ctrl-C and 143 SIGTERM, after everything was saved.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 
 from training.distributed import PeerLost
 from training.logger import TrainerLogger
@@ -24,7 +25,8 @@ def execute(run: Run) -> int:
     """Train, and write what there is to see.
 
     Returns:
-        The exit code: 0; 1 if the training broke down; 128 + number of the signal that ended it.
+        The exit code: 0; 1 if the training broke down, or its end could not be saved; 128 + number of the signal that
+        ended it.
     """
     try:
         exit_code = lead(run, run.logger) if run.logger is not None else train(run.trainer)[0]
@@ -79,7 +81,10 @@ def train(trainer: Trainer) -> tuple[int, str]:
     except FloatingPointError as error:
         return 1, f"Stopped: {error}"
     if trainer.stopped_by is None:
-        return 0, ""
+        if trainer.checkpoints is None or not trainer.history or saved_here(trainer)[0]:
+            return 0, ""
+        goes_on = saved_here(trainer)[1] or "the beginning"
+        return 1, f"Trained to the end, but THE END COULD NOT BE SAVED: --resume auto goes on from {goes_on}."
     return 128 + signal.Signals[trainer.stopped_by], stop_message(trainer)
 
 
@@ -87,11 +92,20 @@ def stop_message(trainer: Trainer) -> str:
     """What a signal ended, and how to go on: after a failed save (a full disk) not from here."""
     if trainer.checkpoints is None:
         return ""  # rank 0 has saved, and says so
-    progress, newest = trainer.progress, trainer.checkpoints.latest_valid().path
-    inside = f", {progress.micro_step} micro-batches into the next" if progress.micro_step else ""
+    micro_step = trainer.progress.micro_step
+    inside = f", {micro_step} micro-batches into the next" if micro_step else ""
     place = (
         f"Stopped by {trainer.stopped_by} after {trainer.global_step} of {trainer.max_steps} updates{inside}."
     )
-    if newest is not None and newest.name == f"epoch_{trainer.epoch}_step_{trainer.global_step}.pt":
+    saved, newest = saved_here(trainer)
+    if saved:
         return f"{place} Everything is in {newest}: --resume auto goes on from here."
     return f"{place} THIS COULD NOT BE SAVED: --resume auto goes on from {newest or 'the beginning'}."
+
+
+def saved_here(trainer: Trainer) -> tuple[bool, Path | None]:
+    """Whether there is a good checkpoint of where the trainer is; and the newest good one."""
+    assert trainer.checkpoints is not None
+    newest = trainer.checkpoints.latest_valid().path
+    name = f"epoch_{trainer.epoch}_step_{trainer.global_step}.pt"
+    return newest is not None and newest.name == name, newest

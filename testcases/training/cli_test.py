@@ -4,7 +4,9 @@ Most call main() here, which is the same code without the second that a process 
 starts a process for real.
 """
 
+import errno
 import math
+import os
 import subprocess
 import sys
 
@@ -195,6 +197,26 @@ def test_run_that_breaks_down_is_reported_as_nan_and_as_skipped(small_file, tmp_
     captured = capsys.readouterr()
     assert "5 updates in a row" in captured.err
     assert math.isnan(rows(tmp_path / "run")[0]["train_loss"])
+
+
+def test_run_whose_end_could_not_be_saved_says_so_and_fails(small_file, tmp_path, capsys, monkeypatch):
+    arguments = ["pretrain", *TINY, "--data", str(small_file), "--output_dir", str(tmp_path), "--max_steps"]
+    assert main([*arguments, "2"]) == 0
+    before = sorted(tmp_path.glob("*.pt"))
+
+    def full(state, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("training.checkpoint.write_snapshot", full)
+    capsys.readouterr()
+    assert main([*arguments, "4", "--resume", "auto"]) == 1
+    err = capsys.readouterr().err
+    assert "THE END COULD NOT BE SAVED: --resume auto goes on from" in err
+    assert "epoch_0_step_2.pt" in err.splitlines()[-1]
+    assert sorted(tmp_path.glob("*.pt")) == before
+    monkeypatch.undo()
+    assert main([*arguments, "4", "--resume", "auto"]) == 0
+    assert main([*arguments, "4", "--resume", "auto"]) == 0, "nothing is left to do, and nothing to save"
 
 
 def test_help_does_not_wait_for_torch():
