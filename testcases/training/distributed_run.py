@@ -14,6 +14,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import Dataset
 
 from testcases.training.work import ROOT, TINY, rows, weights
@@ -34,12 +35,16 @@ ROWS = 25
 UPDATES_PER_EPOCH = 3
 
 
-def launch(world_size: int, *command: str) -> list[subprocess.Popen]:
-    """The ranks of a group, as a launcher on one machine starts them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def launch(world_size: int, *command: str, store: dist.TCPStore | None = None) -> list[subprocess.Popen]:
+    """The ranks of a group, as a launcher on one machine starts them: with a store of its own, or rank 0 has it."""
+    if store is None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    else:
+        port = store.port
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+    group["TORCHELASTIC_USE_AGENT_STORE"] = str(store is not None)
     ranks = []
     for rank in range(world_size):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
@@ -75,9 +80,10 @@ def run_group(folder: Path) -> list[dict]:
     raise_at(inside, 4)
     inside.train()
     assert (inside.global_step, inside.progress.micro_step) == (1, 2)
-    for rank, (code, said) in enumerate(
-        ends(launch(2, "-m", "testcases.training.distributed_ranks", str(folder)))
-    ):
+    # The ranks meet several times: a store that outlives a meeting, as torchrun's does.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = launch(2, "-m", "testcases.training.distributed_ranks", str(folder), store=store)
+    for rank, (code, said) in enumerate(ends(ranks)):
         assert code == 0, f"rank {rank}: {said}"
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
 
