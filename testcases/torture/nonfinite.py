@@ -89,7 +89,7 @@ def scale_that_overflows_is_halved_until_it_fits(folder: Path) -> Iterator[str]:
         if trainer.scaler.get_scale() != 2.0 ** (40 - updates):
             yield f"after {updates} skips the scale is {trainer.scaler.get_scale()}"
             return
-        trainer.max_skips = 100
+        trainer.milestones.max_skips = 100
     if not updated or not 5 < updates < 40:
         yield f"{updates} updates were left out"
 
