@@ -21,7 +21,7 @@ from testcases.torture.matrix import Budget, Row
 from testcases.torture.ptrace import unavailable
 from testcases.torture.rotation import runs
 from testcases.torture.savers import OURS, PEERS, lessons
-from testcases.torture.sweep import sweep
+from testcases.torture.sweep import swept
 from testcases.torture.system_calls import WRITES
 from testcases.torture.trained import train
 
@@ -43,25 +43,13 @@ def rows(budget: Budget) -> Iterator[Row]:
     files = [OneFile(OURS, None), OneFile(OURS, OURS), OneFile(OURS, PEERS[0]), OneFile(OURS, OURS, LARGE)]
     ours = [case for case in runs() if case.first > 1]
     taught = [OneFile(saver, older) for saver in lessons() for older in (None, saver)]
-    yield _row("error or short write: one file", files, budget, 600, peers)
-    yield _row("error or short write: rotation and best", ours[:1], budget, 700)
-    yield _row("error or short write: asynchronous save", ours[1:2], budget, 700)
-    yield _row("error or short write: lessons 08 and 09", [*taught, *ours[2:]], budget, 1000)
+    yield swept("error or short write: one file", files, faults, budget, 600, SAMPLED, peers, errors)
+    yield swept("error or short write: rotation and best", ours[:1], faults, budget, 700, SAMPLED)
+    yield swept("error or short write: asynchronous save", ours[1:2], faults, budget, 700, SAMPLED)
+    yield swept(
+        "error or short write: lessons 08 and 09", [*taught, *ours[2:]], faults, budget, 1000, SAMPLED
+    )
     yield _training(budget)
-
-
-def _row(
-    name: str, cases: list, budget: Budget, bar: int, peers: dict[str, list[OneFile]] | None = None
-) -> Row:
-    if reason := unavailable():
-        return Row(name, 0, bar, [], 0.0, note=reason, skipped=True)
-    began = time.monotonic()
-    count, failures = sweep(cases, faults, budget, SAMPLED)
-    columns = {}
-    for peer, theirs in (peers or {}).items():
-        tried, lost = sweep(theirs, errors, budget, SAMPLED)
-        columns[peer] = f"{len(lost)} of {tried} lost"
-    return Row(name, count, bar, failures, time.monotonic() - began, columns)
 
 
 def faults(operations: list[Operation]) -> list[Fault]:

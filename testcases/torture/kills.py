@@ -6,16 +6,14 @@ the next save works and cleans up.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 from testcases.torture.cases import LARGE, SMALL, OneFile
 from testcases.torture.injector import Fault, Operation
 from testcases.torture.matrix import Budget, Row
-from testcases.torture.ptrace import unavailable
 from testcases.torture.rotation import runs
 from testcases.torture.savers import OURS, PEERS, lessons
-from testcases.torture.sweep import sweep
+from testcases.torture.sweep import swept
 from testcases.torture.system_calls import WRITES
 
 SAMPLED = 4  # faults of each case in the sampled part
@@ -27,24 +25,10 @@ def rows(budget: Budget) -> Iterator[Row]:
     files = [OneFile(OURS, None), OneFile(OURS, OURS), OneFile(OURS, plain), OneFile(OURS, OURS, LARGE)]
     ours = runs()
     taught = [OneFile(saver, older) for saver in lessons() for older in (None, saver)]
-    yield _row("kill or torn write: one file", files, budget, 115, peers)
-    yield _row("kill or torn write: rotation and best", ours[:2], budget, 340)
-    yield _row("kill or torn write: asynchronous save", ours[2:4], budget, 340)
-    yield _row("kill or torn write: lessons 08 and 09", [*taught, *ours[4:]], budget, 480)
-
-
-def _row(
-    name: str, cases: list, budget: Budget, bar: int, peers: dict[str, list[OneFile]] | None = None
-) -> Row:
-    if reason := unavailable():
-        return Row(name, 0, bar, [], 0.0, note=reason, skipped=True)
-    began = time.monotonic()
-    count, failures = sweep(cases, faults, budget, SAMPLED)
-    columns = {}
-    for peer, theirs in (peers or {}).items():
-        tried, lost = sweep(theirs, faults, budget, SAMPLED)
-        columns[peer] = f"{len(lost)} of {tried} lost"
-    return Row(name, count, bar, failures, time.monotonic() - began, columns)
+    yield swept("kill or torn write: one file", files, faults, budget, 115, SAMPLED, peers)
+    yield swept("kill or torn write: rotation and best", ours[:2], faults, budget, 340, SAMPLED)
+    yield swept("kill or torn write: asynchronous save", ours[2:4], faults, budget, 340, SAMPLED)
+    yield swept("kill or torn write: lessons 08 and 09", [*taught, *ours[4:]], faults, budget, 480, SAMPLED)
 
 
 def faults(operations: list[Operation]) -> list[Fault]:

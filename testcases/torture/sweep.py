@@ -5,15 +5,40 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from testcases.torture.cases import Case
 from testcases.torture.injector import Fault, Operation, run
-from testcases.torture.matrix import Budget
+from testcases.torture.matrix import Budget, Row
+from testcases.torture.ptrace import unavailable
 from training.checkpoint import CheckpointError
 
 Faults = Callable[[list[Operation]], list[Fault]]
+
+
+def swept(
+    name: str,
+    cases: Iterable[Case],
+    faults: Faults,
+    budget: Budget,
+    bar: int,
+    sampled: int,
+    peers: Mapping[str, Iterable[Case]] | None = None,
+    peers_faults: Faults | None = None,
+) -> Row:
+    """The row of a sweep, skipped where no process can be traced. peers: cases of other savers, by their name;
+    peers_faults: what is done to those, None: the same."""
+    if reason := unavailable():
+        return Row(name, 0, bar, [], 0.0, note=reason, skipped=True)
+    began = time.monotonic()
+    count, failures = sweep(cases, faults, budget, sampled)
+    columns = {}
+    for peer, theirs in (peers or {}).items():
+        tried, lost = sweep(theirs, peers_faults or faults, budget, sampled)
+        columns[peer] = f"{len(lost)} of {tried} lost"
+    return Row(name, count, bar, failures, time.monotonic() - began, columns)
 
 
 def sweep(cases: Iterable[Case], faults: Faults, budget: Budget, sampled: int) -> tuple[int, list[str]]:

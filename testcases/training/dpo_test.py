@@ -30,15 +30,6 @@ def pairs() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def start_file(tmp_path, tiny_gpt):
-    """A checkpoint with the weights of a TINY model."""
-    torch.manual_seed(5)
-    path = tmp_path / "start.pt"
-    save_checkpoint({"model_state_dict": tiny_gpt(vocab_size=256, n_layer=1).state_dict()}, path)
-    return path
-
-
-@pytest.fixture
 def data_file(tmp_path):
     """38 prompts, of which each should be answered by yes, and not by nay."""
     path = tmp_path / "pairs.jsonl"

@@ -27,15 +27,6 @@ def data_file(tmp_path):
     return path
 
 
-@pytest.fixture
-def start_file(tmp_path, tiny_gpt):
-    """A checkpoint with the weights of a TINY model."""
-    torch.manual_seed(5)
-    path = tmp_path / "start.pt"
-    save_checkpoint({"model_state_dict": tiny_gpt(vocab_size=256, n_layer=1).state_dict()}, path)
-    return path
-
-
 def test_command_learns_to_answer_and_says_how_well(tmp_path, capsys, data_file):
     flags = ["--max_steps=250", "--lr=2e-2", "--n_embd=32", "--data", str(data_file)]
     assert main(["sft", *TINY, *flags, "--output_dir", str(tmp_path / "run")]) == 0
