@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 PROVE := $(VENV_PYTHON) -m pytest -q -rs
 
-.PHONY: help learn test train lint types gates torture clean ready
+.PHONY: help learn test train lint types gates torture sweep bench clean ready
 
 help:
 	@echo "make learn   install, and start the course: the map, your next lesson, what to do next"
@@ -12,7 +12,9 @@ help:
 	@echo "make train   install, and train a small GPT on real text with the production package"
 	@echo "make gates   prove that the lessons' tests are good (part of make test)"
 	@echo "make lint    format and lint check; make types: type check (parts of make test)"
-	@echo "make torture kill a training run at every point and compare every bit (minutes)"
+	@echo "make torture the fault matrix: what may happen to a checkpoint, done to ours (half an hour)"
+	@echo "make sweep   kill training runs again and again, resume them, compare every bit (minutes)"
+	@echo "make bench   what training/ costs beside plain torch (minutes, 5 GB of disk)"
 	@echo "make clean   remove .venv, caches and runs; your code and your progress stay"
 
 ready:
@@ -45,7 +47,15 @@ test: lint types gates
 	cat .course/training.log; exit $$((first + second))
 
 torture: ready
+	$(VENV_PYTHON) -m testcases.torture
+
+sweep: ready
 	$(VENV_PYTHON) -m testcases.torture resume
+	$(VENV_PYTHON) -m testcases.torture cli
+
+bench: ready
+	$(VENV_PYTHON) -m benchmarks.overhead --check
+	$(VENV_PYTHON) -m benchmarks.checkpoint --check
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs *.egg-info

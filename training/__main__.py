@@ -1,21 +1,33 @@
 """The command line of the production package.
 
 Run: ``python -m training pretrain`` trains a small GPT on the embedded corpus, on a CPU in under two minutes;
-``python -m training checkpoints list DIRECTORY`` looks after what it saved.
+``python -m training checkpoints list DIRECTORY`` looks after what it saved;
+``torchrun --nproc_per_node=2 -m training pretrain`` shares the work out among two processes.
 
-Exit codes: 0 done; 1 the training broke down (inf or NaN); 2 the input is unusable (one sentence on stderr,
-nothing written); 130 Ctrl-C and 143 SIGTERM, after everything was saved.
+Exit codes: 0 done; 1 the training broke down (inf or NaN, another process lost), or its end could not be saved; 2 the
+input is unusable (one sentence on stderr, nothing written); 130 Ctrl-C and 143 SIGTERM, after everything was saved.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
-from typing import NoReturn
+from contextlib import redirect_stderr
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
 
 from training.checkpoint_tools import add_checkpoints_parser, run_checkpoints
 
-TRAINING = {"pretrain": "train on plain text"}
+if TYPE_CHECKING:
+    from training.schema import PretrainConfig
+
+TRAINING = {
+    "pretrain": "train on plain text",
+    "sft": "fine-tune on prompts and answers",
+    "dpo": "fine-tune on preferences",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,18 +59,42 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_training(command: str, argv: list[str]) -> int:
-    """Parse, prepare, train. Returns the exit code."""
-    from training.config import parse
-
-    config = parse(command, argv)
-    from training.pretrain import execute, prepare  # after the parsing: --help does not wait for torch
+    """Parse, meet the other processes, prepare, train. Returns the exit code."""
+    config, problem = parse(command, argv)
+    from training.distributed import PeerLost, Ranks  # after the parsing: --help does not wait for torch
+    from training.execute import execute
+    from training.meeting import Meeting, meet
 
     try:
-        run = prepare(config)
-    except (ValueError, ImportError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        meeting = Meeting(Ranks())
+        try:
+            meeting = meet(config.trainer.timeout)
+            if problem:
+                raise ValueError(problem)
+            run = import_module(f"training.{command}").prepare(config, meeting)
+        except (ValueError, ImportError) as error:
+            meeting.refuse(error)
+            return 2
+    except PeerLost as error:
+        print(f"Stopped: {error}.", file=sys.stderr)
+        return 1
     return execute(run)
+
+
+def parse(command: str, argv: list[str]) -> tuple[PretrainConfig, str]:
+    """The configuration, and what is wrong with it: of several processes rank 0 will say so, for all."""
+    from training import config
+
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return config.parse(command, argv), ""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return config.parse(command, argv), ""
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        return config.CONFIGS[command](), said.getvalue().strip() or str(stop.code)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from training.checkpoint_file import (
     CheckpointError,
     Report,
     examine,
-    is_finite,
     load_checkpoint,
     report,
     save_checkpoint,
@@ -35,8 +35,9 @@ from training.checkpoint_file import (
     verify_checkpoint,
     write_snapshot,
 )
-from training.durable import digest_path, exclusive
+from training.durable import digest_path, exclusive, fsync_folder, is_missing
 from training.matching import check_fits
+from training.untrusted import is_finite
 
 __all__ = [
     "BEST",
@@ -72,9 +73,8 @@ class Found:
 class CheckpointManager:
     """Saves, keeps and finds the checkpoints of one run in one folder.
 
-    A checkpoint is *good* when its digest is that of its bytes, it loads safely, and its weights are finite.
-    Kept are the newest keep_last good ones and best_model.pt; so the only good one is never deleted, whatever
-    else lies there.
+    A checkpoint is *good* when its digest is that of its bytes, it loads safely, and its numbers are finite.
+    Kept are the newest keep_last good ones and best_model.pt; so the only good one is never deleted.
 
     A save that fails does not stop the training: the older files are as they were, nothing half-written stays,
     and the reason is in the log and in the next `poll()` or `wait()`.
@@ -103,16 +103,15 @@ class CheckpointManager:
         self._warnings: deque[str] = deque()
         self._thread: threading.Thread | None = None
         self._copy: Any = None
-        self.best_metric = self._best_on_disk()
 
-    def _best_on_disk(self) -> float:
-        if not self.best_path.exists():
-            return math.inf
+    @cached_property
+    def best_metric(self) -> float:  # looked up when it is needed: who only searches is told nothing about it
         best = self.examine(self.best_path)
-        if not best.loadable or math.isnan(best.facts.get("val_loss", 0.0)):  # it protects nothing
+        if best.loadable and not math.isnan(best.facts.get("val_loss", 0.0)):
+            return best.facts.get("best_metric", best.facts.get("val_loss", math.inf))
+        if os.path.exists(self.best_path):  # it protects nothing
             self._warn(f"{best.problem or self.best_path}: the next validation replaces it")
-            return math.inf
-        return best.facts.get("best_metric", best.facts.get("val_loss", math.inf))
+        return math.inf
 
     # ---- saving
 
@@ -158,10 +157,7 @@ class CheckpointManager:
 
     def poll(self) -> list[str]:
         """What went wrong since the last call, one sentence each. Does not wait for a save under way."""
-        sentences = []
-        while self._warnings:
-            sentences.append(self._warnings.popleft())
-        return sentences
+        return [self._warnings.popleft() for _ in range(len(self._warnings))]
 
     def wait(self) -> list[str]:
         """Wait until the last save is on the disk, or has failed; then as `poll`."""
@@ -175,11 +171,15 @@ class CheckpointManager:
 
     def _write(self, state: Mapping[str, Any], path: Path, best: float | None) -> None:
         if not is_finite(state):
-            self._warn(f"{path} holds weights that are inf or NaN: it does not count as a checkpoint to keep")
+            self._warn(
+                f"{path} holds weights, moments or a loss scale that are inf or NaN: it does not count"
+            )
             best = None
         # The best one first: killed in between, a run that goes on meets this evaluation again.
-        if best is not None and self._written(state, self.best_path):
-            self.best_metric = best
+        if best is not None:
+            if not self._written(state, self.best_path):  # it may have got its name before the error
+                best = self.examine(self.best_path).facts.get("best_metric", math.inf)
+            self.best_metric = min(self.best_metric, best)
         if self._written(state, path):
             self._reports[path] = (_signature(path), report(path, state))
             try:
@@ -206,7 +206,7 @@ class CheckpointManager:
         self._join()
         passed_over: list[str] = []
         for path in [*find_checkpoints(self.directory), self.best_path]:
-            if path == self.best_path and not path.exists():
+            if path == self.best_path and not os.path.exists(path):
                 continue
             problem = self.examine(path).problem
             if problem is None:
@@ -262,7 +262,7 @@ class CheckpointManager:
         """Digests whose checkpoint is not there, left by a kill in between. Only for who holds the folder."""
         for digests in self.directory.glob("*.pt.sha256"):
             path = digests.with_suffix("")
-            if (NAME.fullmatch(path.name) or path.name == BEST) and not path.exists():
+            if (NAME.fullmatch(path.name) or path.name == BEST) and is_missing(path):
                 digests.unlink(missing_ok=True)
 
 
@@ -274,9 +274,10 @@ def find_checkpoints(directory: Path) -> list[Path]:
 
 
 def delete_checkpoint(path: Path) -> None:
-    """Remove a checkpoint, the file first: killed in between, this leaves a digest of nothing, and no file that
-    looks as if another program had saved it."""
+    """Remove a checkpoint, the file first, on the disk, too: a kill or a power cut in between leaves a digest of
+    nothing, and no file that looks as if another program had saved it."""
     path.unlink(missing_ok=True)
+    fsync_folder(path.parent)
     digest_path(path).unlink(missing_ok=True)
 
 

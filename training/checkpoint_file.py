@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,8 +24,11 @@ import torch
 from torch import Tensor
 
 from training.durable import digest_path, make_folder, write_with_digest
+from training.regular import open_regular
+from training.untrusted import Untrusted, is_finite, load_untrusted
 
 PLAIN = (type(None), bool, int, float, str, bytes)
+LONGEST_DIGEST = 1 << 16  # bytes of a digest file; ours has two lines at most
 FACTS = ("epoch", "global_step", "train_loss", "val_loss", "best_metric")
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,8 @@ def _copy(value: Any, name: str, into: Any, copies: _Copies) -> Any:
         return {_copy(item, name, None, copies) for item in value}
     if type(value) not in PLAIN:  # not isinstance: a subclass would be pickled by its own name
         raise ValueError(f"{name} is a {type(value).__name__}, which safe loading refuses: make it plain")
+    if value == b"" or (type(value) is int and value.bit_length() > 2000):  # as pickled, torch reads neither
+        raise ValueError(f"{name} is an empty bytes or a huge int, which safe loading refuses")
     return value
 
 
@@ -159,10 +163,20 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: str | torch.devi
     Raises:
         CheckpointError: the file is missing, damaged, or not a dict that safe loading accepts.
     """
+    state, unverified = read_checkpoint(path, map_location)
+    if unverified is not None:
+        log.warning(unverified)
+    return state
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], map_location: str | torch.device = "cpu"
+) -> tuple[dict[str, Any], str | None]:
+    """`load_checkpoint` that does not log; and a sentence for a file without a digest, None for a verified one."""
     with opened(path) as (file, digest):
-        if digest is None:
-            log.warning("%s could not be verified: there is no %s", path, digest_path(path).name)
-        return _unpickle(path, file, map_location)
+        state = _unpickle(path, file, map_location)
+        missing = f"{path} could not be verified: there is no {digest_path(path).name}"
+        return state, missing if digest is None else None
 
 
 def verify_checkpoint(path: str | os.PathLike[str]) -> str:
@@ -184,15 +198,15 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, str | None]
     What was verified is what is read: the file stays open, and a file that replaces it meanwhile is another one.
     """
     while True:
-        with _reading(path), open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with _reading(path), open_regular(path) as file:
             lines = _digest_lines(path)
+            digest = None if lines is None else hashlib.file_digest(file, "sha256").hexdigest()
             if (lines is None or digest not in lines) and _replaced(path, file):
                 continue  # the digest belongs to a newer file
             if lines is not None and digest not in lines:
                 raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one beside it")
             file.seek(0)
-            yield file, None if lines is None else digest
+            yield file, digest
             return
 
 
@@ -209,9 +223,12 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
 def _digest_lines(path: str | os.PathLike[str]) -> set[str] | None:
     """The digests in the file beside a checkpoint; None if there is none."""
     try:
-        text = digest_path(path).read_text(errors="replace")
+        with open_regular(digest_path(path)) as file:
+            text = file.read(LONGEST_DIGEST + 1).decode(errors="replace")
     except FileNotFoundError:
         return None
+    if len(text) > LONGEST_DIGEST:
+        raise CheckpointError(f"{digest_path(path)} is larger than a digest is")
     return {line.partition(" ")[0].lower() for line in text.splitlines()}
 
 
@@ -223,46 +240,22 @@ def _unpickle(
     path: str | os.PathLike[str], file: BinaryIO, map_location: str | torch.device = "cpu", mmap: bool = False
 ) -> dict[str, Any]:
     try:
-        _refuse_bombs(file)
-        source = os.fspath(path) if mmap else file
-        state = torch.load(source, map_location=map_location, weights_only=True, mmap=mmap)
-    except Exception as error:  # zip, pickle and torch raise what they like at a foreign file
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} cannot be loaded safely: {reason}") from error
+        state = load_untrusted(file, os.fspath(path) if mmap else file, map_location, mmap)
+    except Untrusted as error:
+        raise CheckpointError(f"{path} cannot be loaded safely: {error}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__} and not a dict")
     return state
 
 
-def _refuse_bombs(file: BinaryIO) -> None:
-    """Refuse what `weights_only=True` lets through: small files that become gigabytes as they are loaded."""
-    size = os.fstat(file.fileno()).st_size
-    with zipfile.ZipFile(file) as archive:
-        records = archive.infolist()
-        stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
-        if not stored or sum(record.file_size for record in records) > size:
-            raise ValueError("its records are larger than the file")
-        for record in records:
-            if record.filename.endswith("/data.pkl") and b"\nbytearray\n" in archive.read(record):
-                raise ValueError("it allocates a bytearray")
-    file.seek(0)
-
-
 # ---- what is inside
-
-
-def is_finite(state: Mapping[str, Any]) -> bool:
-    """Whether every weight is a number: neither inf nor NaN."""
-    weights = state.get("model_state_dict")
-    tensors = [t for t in weights.values() if isinstance(t, Tensor)] if isinstance(weights, Mapping) else []
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 @dataclass(frozen=True)
 class Report:
     """What is known of a checkpoint file.
 
-    problem: one sentence, None for a good file: verified, loadable, its weights finite.
+    problem: one sentence, None for a good file: verified, loadable, its weights and moments finite.
     loadable: whether load_checkpoint would read it; a good file is, and also one without a digest.
     facts: epoch, global_step, train_loss, val_loss and best_metric, as far as the file has them as numbers.
     """
@@ -274,7 +267,7 @@ class Report:
 
 
 def examine(path: str | os.PathLike[str]) -> Report:
-    """Verify a checkpoint and look inside. Of the tensors only the weights are read; raises nothing."""
+    """Verify a checkpoint and look inside: at weights and moments, whether they are finite. Raises nothing."""
     path = Path(path)
     try:
         with opened(path) as (file, digest):
@@ -291,7 +284,7 @@ def report(path: Path, state: Mapping[str, Any], verified: bool = True) -> Repor
     facts = {key: state[key] for key in FACTS if type(state.get(key)) in (int, float)}
     problem = None
     if not is_finite(state):
-        problem = f"{path} holds weights that are inf or NaN"
+        problem = f"{path} holds weights, moments or a loss scale that are inf or NaN"
     elif not verified:
         problem = f"{path} cannot be verified: there is no {digest_path(path).name}"
     return Report(path, problem, True, facts)

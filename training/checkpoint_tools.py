@@ -65,9 +65,11 @@ def run_checkpoints(args: argparse.Namespace) -> int:
         code: int = args.execute(args)
         return code
     except ValueError as error:  # CheckpointError, too
-        print(error, file=sys.stderr)
+        complaint = str(error)
     except OSError as error:
-        print(f"{error.filename or 'The system'}: {error.strerror or error}", file=sys.stderr)
+        complaint = f"{error.filename or 'The system'}: {error.strerror or error}"
+    # one line, whatever the names of files and weights have in them
+    print("".join(letter if letter.isprintable() else " " for letter in complaint), file=sys.stderr)
     return 2
 
 

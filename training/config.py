@@ -20,14 +20,18 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
+from training.durable import make_folder
 from training.schema import (
     CALL,
+    HUGE,
+    LONGEST_TEXT,
     RUN,
     ConfigError,
     DPOConfig,
     PretrainConfig,
     SFTConfig,
     describe,
+    shown,
     suggest,
 )
 from training.yaml_file import dump_yaml, load_yaml
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
 CONFIGS: dict[str, type[PretrainConfig]] = {"pretrain": PretrainConfig, "sft": SFTConfig, "dpo": DPOConfig}
 CONFIG_FILE = "config.yaml"
+LONGEST_WORD = 40  # characters of a number; the parser would take lists of lists apart before it refuses them
 DESCRIPTIONS = {
     "pretrain": "Train a byte-level GPT on plain text.",
     "sft": "Fine-tune a GPT on prompts and answers.",
@@ -151,8 +156,10 @@ def read_file(parser: ArgumentParser, path: str, command: str) -> dict[str, Any]
     for name, value in content.items():
         # What jsonargparse lets pass, or refuses without naming the field.
         null = value is None and type(None) not in getattr(known[name], "__args__", ())
-        if null or (known[name] is bool and not isinstance(value, bool)):
-            text = "null" if null else repr(value)
+        nested = isinstance(value, list | tuple | dict | set)  # it may be longer than any memory, written out
+        huge = type(value) is int and abs(value) > HUGE
+        if null or nested or huge or (known[name] is bool and not isinstance(value, bool)):
+            text = "null" if null else shown(value)
             raise ValueError(f"{name} must be {describe(known[name])}, got {text} (from {path})")
     try:
         parsed = parser.parse_object(content, defaults=False)
@@ -174,6 +181,11 @@ def read_flags(parser: ArgumentParser, argv: list[str], command: str) -> dict[st
             nearest = suggest(flag.replace("-", "_"), known).replace("'", "--", 1).replace("'", "")
             raise ValueError(f"unknown flag --{flag}{nearest or f'; see {parser.prog} --help'}")
         given[name] = value if equals else following
+        is_text = str in (getattr(known[name], "__args__", None) or (known[name],))
+        if len(given[name]) > (LONGEST_TEXT if is_text else LONGEST_WORD):
+            raise ValueError(
+                f"{name} must be {describe(known[name])}, got {shown(given[name])} (from --{name})"
+            )
     try:
         parsed = parser.parse_args(argv, defaults=False)
     except ArgumentError as error:
@@ -192,7 +204,7 @@ def type_error(
     where = f"--{name}" if source == "flag" else source
     if "expected one argument" in text:
         return ValueError(f"{where} needs a value: {describe(known[name])}")
-    return ValueError(f"{name} must be {describe(known[name])}, got {given[name]!r} (from {where})")
+    return ValueError(f"{name} must be {describe(known[name])}, got {shown(given[name])} (from {where})")
 
 
 def to_dict(config: PretrainConfig, *scopes: str) -> dict[str, Any]:
@@ -242,7 +254,7 @@ def write_config(config: PretrainConfig, output_dir: str | os.PathLike[str]) -> 
     text = f"# python -m training {command} --config {path}\n# digest {config_digest(config)}\n"
     temporary = path.with_name(f".{CONFIG_FILE}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary.write_text(text + dump_yaml(kept), encoding="utf-8")
         os.replace(temporary, path)  # a reader sees the old one or the new one
     except OSError as error:

@@ -10,6 +10,7 @@ between Python versions. A token is a byte, so there is no tokenizer and the voc
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
 import sys
 from collections.abc import Iterator
@@ -20,8 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from training.corpus import embedded_corpus
+from training.regular import open_regular
 
 VOCAB_SIZE = 256
+PIECE = 1 << 20  # bytes that are read at once
 
 
 class DataError(ValueError):
@@ -50,53 +53,59 @@ def load_text(path: str | os.PathLike[str] | None = None) -> Tensor:
         DataError: if it is empty, binary or unreadable, no file or folder, or a folder without text files.
     """
     if path is None:
-        return _as_tokens(embedded_corpus())
+        return _as_tokens(bytearray(embedded_corpus()))
     path = Path(path)
-    if not path.exists():
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataNotFoundError(
             f"No such file or folder: {path}; check the path, or leave it out for the corpus."
-        )
+        ) from error
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}; check the path.") from error
     if path.is_dir():
         text = _read_folder(path)
     elif path.is_file():
-        text = _read(path)
-        if not _is_text(text):
+        content = _read(path)
+        if content is None:
             raise DataError(
                 f"Not a text file: {path} has NUL bytes or is not UTF-8; convert it to UTF-8 text."
             )
+        text = content
     else:
         raise DataError(f"Neither a file nor a folder: {path}; give a UTF-8 text file or a folder of them.")
-    if not text.strip():
+    if not text or text.isspace():
         raise DataError(f"Empty text: {path} holds no characters; give a file with some text in it.")
     return _as_tokens(text)
 
 
-def _as_tokens(text: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8)  # bytearray: writable, owned by the tensor
+def _as_tokens(text: bytearray) -> Tensor:
+    return torch.frombuffer(text, dtype=torch.uint8)  # writable, and owned by the tensor
 
 
-def _is_text(text: bytes) -> bool:
-    if b"\0" in text:
-        return False
+def _read(path: Path) -> bytearray | None:
+    """The bytes of a file; None as soon as they are no UTF-8 text: of a sparse terabyte one piece is read."""
+    decoder, text = codecs.getincrementaldecoder("utf-8")(), bytearray()
     try:
-        text.decode("utf-8")
+        with open_regular(path) as file:
+            while piece := file.read(PIECE):
+                if b"\0" in piece:
+                    return None
+                decoder.decode(piece)  # by pieces: decoded at once, a text may need four times its bytes
+                text += piece
+            decoder.decode(b"", final=True)
     except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
+        return None
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}; check its permissions.") from error
+    return text
 
 
-def _read_folder(folder: Path) -> bytes:
-    texts = [text for text in map(_read, _files(folder)) if _is_text(text) and text.strip()]
+def _read_folder(folder: Path) -> bytearray:
+    texts = [text for text in map(_read, _files(folder)) if text and not text.isspace()]
     if not texts:
         raise DataError(f"No text files: {folder} has no UTF-8 file with text in it; give another folder.")
-    return b"\n".join(texts)
+    return bytearray(b"\n").join(texts)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -55,7 +55,22 @@ def make_folder(folder: Path) -> None:
         folder = folder.parent
     for each in reversed(missing):
         each.mkdir(exist_ok=True)
-        fsync_folder(each.parent)
+        try:
+            fsync_folder(each.parent)
+        except SyncError:  # the next save would find the folder there, and its name would never be durable
+            with suppress(OSError):
+                each.rmdir()
+            raise
+
+
+def is_missing(path: Path) -> bool:
+    """Whether there is certainly no such file. What cannot be looked at raises: from Python 3.14 on, `exists` says
+    False of it, and who believes that removes the digest of a good file."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def fsync_folder(folder: Path) -> None:
@@ -178,13 +193,13 @@ def _write_pair(path: Path, fill: Fill) -> str:
 
 def _older_lines(path: Path) -> bytes:
     """The digest lines of the file that is about to be replaced; empty if there is none."""
-    if not path.exists():
+    if is_missing(path) or not path.is_file():  # to read a FIFO of that name would be to wait without end
         return b""
-    try:
+    if digest_path(path).is_file():
         return digest_path(path).read_bytes()
-    except FileNotFoundError:  # saved by another program: without a line it would look damaged after a kill
-        with open(path, "rb") as file:
-            return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode()
+    # saved by another program: without a line it would look damaged after a kill
+    with open(path, "rb") as file:
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode()
 
 
 def _put(path: Path, data: bytes) -> None:
@@ -208,24 +223,31 @@ def _stage(path: Path, fill: Fill) -> tuple[Path, str]:
             fill(file)
             file.flush()
             _fsync(descriptor, temporary)
-    except BaseException:
+    except BaseException as failure:
         temporary.unlink(missing_ok=True)
+        if raw.error not in (None, failure):  # torch's writer puts an error of its own in front of it
+            raise raw.error from None
         raise
     return temporary, raw.sha256.hexdigest()
 
 
 class _HashingFile(io.RawIOBase):
-    """A raw file that knows the SHA-256 of what was written. It owns its descriptor."""
+    """A raw file that knows the SHA-256 of what was written, and why no more was. It owns its descriptor."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self.sha256 = hashlib.sha256()
+        self.error: OSError | None = None
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
-        count = os.write(self._descriptor, data)
+        try:
+            count = os.write(self._descriptor, data)
+        except OSError as error:
+            self.error = error
+            raise
         self.sha256.update(memoryview(data)[:count])  # a short write: the buffer above sends the rest
         return count
 

@@ -6,16 +6,17 @@ Used by trainer.py: ``metrics = evaluate(model, val_loader, device)``; and by mo
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.losses import count_tokens, token_loss
+from training.distributed import Ranks
+from training.objective import NextToken, Objective, to_device
 
 
 def evaluate(
@@ -24,8 +25,10 @@ def evaluate(
     device: torch.device,
     autocast: AbstractContextManager | None = None,
     before_batch: Callable[[], None] = lambda: None,
+    objective: Objective | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
-    """Loss and perplexity over a loader: Σ −ln p / Σ targets, not a mean of batch means, and its exponential.
+    """Metrics over a loader: Σ loss / Σ targets, not a mean of batch means.
 
     Modes, gradients and random generators are afterwards as they were before, also after an exception.
 
@@ -35,28 +38,40 @@ def evaluate(
         device: where to compute.
         autocast: entered around each forward; None: the weights' own precision.
         before_batch: called before each batch; it may end the evaluation with an exception.
+        objective: None: NextToken.
+        ranks: processes that all have the same batches in this order; rank r of N computes every N-th, from the
+            r-th on. None: this process alone.
 
     Returns:
-        {"loss": nats a token, "perplexity": exp(loss)}.
+        What the objective reports, the same on all ranks: of NextToken {"loss": nats a token, "perplexity":
+        exp(loss)}.
 
     Raises:
         ValueError: there is no target in the loader.
     """
     autocast = nullcontext() if autocast is None else autocast
-    loss_sum, num_tokens = torch.zeros((), device=device), 0
+    objective = NextToken() if objective is None else objective
+    ranks = Ranks() if ranks is None else ranks
+    totals: dict[str, Tensor] = {}
+    num_targets = 0
+
+    def forward(input_ids: Tensor) -> Tensor:
+        with autocast:
+            return model(input_ids)
+
     with torch.no_grad(), eval_mode(model), preserved_rng(device, loader):
-        for batch in loader:
+        for batch in islice(loader, ranks.rank, None, ranks.world_size):
             before_batch()
-            num_tokens += count_tokens(batch["labels"])
-            input_ids = batch["input_ids"].to(device, non_blocking=True)
-            labels = batch["labels"].to(device, non_blocking=True)
-            with autocast:
-                logits = model(input_ids)  # (B, T, V)
-            loss_sum += token_loss(logits, labels)
-    if num_tokens == 0:
+            num_targets += objective.count(batch)
+            for name, value in objective.sums(forward, to_device(batch, device)).items():
+                totals[name] = totals[name] + value if name in totals else value
+    parts = ranks.gather((num_targets, {name: value.item() for name, value in totals.items()}))
+    num_targets = sum(count for count, _ in parts)
+    if num_targets == 0:
         raise ValueError("val_loader has no target: it is empty, or every label is -100")
-    loss = loss_sum.item() / num_tokens
-    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else loss * math.inf}
+    names = dict.fromkeys(name for _, sums in parts for name in sums)
+    totals_of_all = {name: sum(sums.get(name, 0.0) for _, sums in parts) for name in names}
+    return objective.metrics({name: total / num_targets for name, total in totals_of_all.items()})
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from training.durable import make_folder
 from training.trackers import TensorBoard, Tracker, WandbRun, require
 
 METRICS_FILE = "metrics.jsonl"
@@ -74,7 +75,7 @@ class TrainerLogger:
         self.log_dir = Path(log_dir)
         self.path = self.log_dir / METRICS_FILE
         try:
-            self.log_dir.mkdir(parents=True, exist_ok=True)
+            make_folder(self.log_dir)
             kept, end = ([], 0) if resume_step is None else rows_until(self.path, resume_step, resume_rows)
             self._file = LineFile(self.path, end)
         except OSError as error:
@@ -222,6 +223,8 @@ def as_number(name: str, value: Any) -> int | float:
     Raises:
         ValueError: for anything else, with the name.
     """
+    if type(value) in (int, float):
+        return value
     if not isinstance(value, numbers.Real) and getattr(value, "numel", lambda: 0)() == 1:
         value = value.item()
     if not isinstance(value, numbers.Real):

@@ -14,14 +14,14 @@ from training.logger import Row, read_metrics
 def draw_run(
     metrics_path: str | os.PathLike[str],
     png_path: str | os.PathLike[str],
-    baseline: float | None = None,
+    baseline: tuple[float, str] | None = None,
 ) -> None:
     """Draw what a metrics.jsonl holds, whatever number of processes wrote it.
 
     Args:
         metrics_path: as TrainerLogger writes it. Values that are not finite are gaps.
         png_path: the picture, replaced if it is there.
-        baseline: a loss to get under, in nats: a dashed line.
+        baseline: a loss to get under, in nats, and its name: a dashed line.
 
     Raises:
         ValueError: there is no row, or a line is none.
@@ -42,8 +42,8 @@ def draw_run(
         for key, label, style in (("train_loss", "training", "-"), ("val_loss", "validation", "o-")):
             axes[0].plot(*curve(rows, key), style, label=label, ms=4)
         if baseline is not None:
-            axes[0].axhline(baseline, color="grey", ls="--", label="bigram model")
-        axes[0].set(ylabel="loss (nats a token)")
+            axes[0].axhline(baseline[0], color="grey", ls="--", label=baseline[1])
+        axes[0].set(ylabel="loss (nats)")
         axes[0].legend()
         axes[1].plot(*curve(rows, "lr"))
         axes[1].set(ylabel="learning rate")

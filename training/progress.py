@@ -16,6 +16,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 FORMATS = {
     "train_loss": ("loss", "{:.3f}"),
     "val_loss": ("val_loss", "{:.3f}"),
+    "val_accuracy": ("val_accuracy", "{:.3f}"),
+    "val_margin": ("val_margin", "{:.2f}"),
     "lr": ("lr", "{:.2e}"),
     "grad_norm": ("grad_norm", "{:.2f}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),

@@ -17,6 +17,13 @@ import torch
 GENERATORS = ("python", "numpy", "torch", "cuda")
 
 
+def seed_everything(seed: int) -> None:
+    """Begin all global generators anew: python's, numpy's (with the lowest 32 bits), torch's on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def get_rng_state() -> dict[str, Any]:
     """{"python", "numpy", "torch", "cuda"} of plain values and tensors; "cuda" has one tensor a device."""
     kind, words, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.distributed import Ranks
+
 Row = dict[str, Any]
 
 
@@ -74,19 +76,25 @@ class RunLog:
         progress: the counters, which it also writes (rows, losses, validations).
         device: where the losses are summed: a row is the only time that they are read back.
         on_log: called with each row, or None.
+        ranks: the processes that train; all make their rows at the same updates. None: this one alone.
 
     Attributes:
         on_sync: called before a checkpoint counts the rows so far, or None: whoever keeps them on a disk makes them
             outlive a power cut.
         history: the rows of this process.
-        loss_sum: Σ −ln p since the last row. grad_norm: of the latest update, before clipping. grad_mean: the
-            mean gradient element of the latest update, None where it was not asked for.
+        loss_sum: this process's share of Σ −ln p since the last row. grad_norm: of the latest update, before
+            clipping. grad_mean: the mean gradient element of the latest update, None where it was not asked for.
     """
 
     def __init__(
-        self, progress: Progress, device: torch.device, on_log: Callable[[Row], None] | None = None
+        self,
+        progress: Progress,
+        device: torch.device,
+        on_log: Callable[[Row], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.progress = progress
+        self.ranks = Ranks() if ranks is None else ranks
         self.on_log = on_log
         self.on_sync: Callable[[], None] | None = None
         self.history: list[Row] = []
@@ -110,7 +118,8 @@ class RunLog:
         progress = self.progress
         if progress.interval_tokens == 0:
             return
-        progress.train_loss = self.loss_sum.item() / progress.interval_tokens  # waits for the device, …
+        loss_sum = sum(self.ranks.gather(self.loss_sum.item()))  # waits for the device, …
+        progress.train_loss = loss_sum / progress.interval_tokens
         seconds = time.perf_counter() - self._started  # … so the clock is read after
         mean = {} if self.grad_mean is None else {"grad_mean": self.grad_mean.item()}
         self._add(
@@ -127,13 +136,13 @@ class RunLog:
         self.restart_clock()
 
     def validation_row(self, metrics: dict[str, float], seconds: float) -> bool:
-        """One row. Returns whether the loss is the lowest so far, which NaN never is."""
+        """One row. Returns whether the loss is the lowest so far, which NaN and -inf never are."""
         progress = self.progress
-        improved = metrics["loss"] < progress.best_metric
+        improved = math.isfinite(metrics["loss"]) and metrics["loss"] < progress.best_metric
         progress.best_metric = metrics["loss"] if improved else progress.best_metric
         progress.stale_validations = 0 if improved else progress.stale_validations + 1
         progress.validated_step, progress.val_loss = progress.global_step, metrics["loss"]
-        self._add(val_loss=metrics["loss"], val_perplexity=metrics["perplexity"])
+        self._add(**{f"val_{name}": value for name, value in metrics.items()})
         self._started += seconds  # the throughput is that of training
         return improved
 

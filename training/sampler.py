@@ -4,6 +4,9 @@ Used by pretrain.py (`resumable_loader`) and trainer.py (`DataCursor`).
 
 The order of an epoch is a function of (seed, epoch) alone, so that a fresh process finds it without going
 through the epochs before. A position counts what the training has *taken*, not what was prefetched.
+
+Several processes *share out* the rows of each micro-batch: how many they are changes who computes a row, and not
+what is computed. So a position, which counts the rows of all, is good for any number of them.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from training.distributed import Ranks
+from training.losses import IGNORE_INDEX
 from training.rng import get_rng_state, set_rng_state
 
 Batch = dict[str, Tensor]
@@ -101,23 +106,83 @@ class ResumableSampler(Sampler[int]):
         self.epoch, self.position = state["epoch"], state["position"]
 
 
+class ShareSampler(Sampler[list[int]]):
+    """Of each micro-batch the rows that one of several processes takes: rank r takes the rows r, r + N, ….
+
+    Where a micro-batch has fewer rows than there are processes, [-1 - i] stands for the row i as a `filler`: each
+    process takes part in each micro-batch, since all wait for each other.
+
+    Args:
+        sampler: the indices of all.
+        batch_size: rows of a micro-batch, of all processes together.
+        rank, world_size: which process of how many, N.
+    """
+
+    def __init__(self, sampler: ResumableSampler, batch_size: int, rank: int, world_size: int) -> None:
+        self.sampler, self.batch_size = sampler, batch_size
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for rows in BatchSampler(self.sampler, self.batch_size, drop_last=False):
+            yield rows[self.rank :: self.world_size] or [-1 - rows[0]]
+
+
+class WithFillers(Dataset[Batch]):
+    """A dataset in which -1 - i is the row i as a filler."""
+
+    def __init__(self, dataset: Dataset[Batch]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.dataset[index] if index >= 0 else filler(self.dataset[-1 - index])
+
+
+def filler(rows: Batch) -> Batch:
+    """The rows without a target: they take part, count nothing, and add 0 to every sum; see objective.py."""
+    return {**rows, "labels": torch.full_like(rows["labels"], IGNORE_INDEX)}
+
+
+def share(batch: Batch, ranks: Ranks) -> Batch:
+    """The rows of a micro-batch that this process takes, as a ShareSampler would have shared them out."""
+    rows = {name: values[ranks.rank :: ranks.world_size] for name, values in batch.items()}
+    if len(rows["labels"]) > 0:
+        return rows
+    return filler({name: values[:1] for name, values in batch.items()})
+
+
 def resumable_loader(
-    dataset: Dataset[Batch], batch_size: int, shuffle: bool = True, seed: int = 0, pin_memory: bool = False
+    dataset: Dataset[Batch],
+    batch_size: int,
+    shuffle: bool = True,
+    seed: int = 0,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader[Batch]:
     """A DataLoader over a ResumableSampler that leaves the global generators alone.
 
     Every ``iter(loader)`` draws a seed, and a resumed run begins its epoch once more than an uninterrupted
     one: hence a generator of the loader's own, whose state nothing depends on.
+
+    Args:
+        dataset: rows {"labels": …}, where -100 is no target.
+        batch_size: rows of a micro-batch, of all processes together; >= world_size.
+        rank, world_size: which process of how many; it loads its own rows alone.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-    return DataLoader(
-        dataset,
-        batch_size,
-        sampler=ResumableSampler(len(dataset), seed, shuffle),  # type: ignore[arg-type]
-        pin_memory=pin_memory,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    if batch_size < world_size:
+        raise ValueError(f"batch_size must be >= {world_size}, a row for each process, got {batch_size}")
+    sampler = ResumableSampler(len(dataset), seed, shuffle)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(seed)
+    if world_size == 1:
+        return DataLoader(dataset, batch_size, sampler=sampler, pin_memory=pin_memory, generator=generator)
+    batches = ShareSampler(sampler, batch_size, rank, world_size)
+    return DataLoader(WithFillers(dataset), batch_sampler=batches, pin_memory=pin_memory, generator=generator)
 
 
 class DataCursor:
@@ -129,15 +194,22 @@ class DataCursor:
 
     Args:
         loader: iterated once an epoch.
+        ranks: the processes that iterate; several must share each micro-batch out.
 
     Attributes:
         batches: micro-batches of the epoch under way that were taken.
+        sampler: the ResumableSampler, or None.
+
+    Raises:
+        ValueError: the loader is not of this process of so many.
     """
 
-    def __init__(self, loader: Iterable[Batch]) -> None:
+    def __init__(self, loader: Iterable[Batch], ranks: Ranks | None = None) -> None:
         self.loader = loader
-        sampler = getattr(loader, "sampler", None)
+        self._batches_of = getattr(loader, "batch_sampler", None)
+        sampler = getattr(self._batches_of, "sampler", None)
         self.sampler = sampler if isinstance(sampler, ResumableSampler) else None
+        self._check_share(Ranks() if ranks is None else ranks)
         self.batches = 0
         self._start: dict[str, Any] | None = None  # of an epoch under way: the generators before it began
         self._generator: torch.Generator | None = getattr(loader, "generator", None)
@@ -166,7 +238,7 @@ class DataCursor:
         """The training took so many micro-batches more."""
         self.batches += batches
         if self.sampler is not None:
-            self.sampler.advance(batches * self.loader.batch_size)  # type: ignore[attr-defined]
+            self.sampler.advance(batches * self._batches_of.batch_size)  # type: ignore[union-attr]
 
     def finish_epoch(self) -> None:
         """The next epoch begins with its first batch."""
@@ -195,6 +267,16 @@ class DataCursor:
         if self.sampler is not None:
             self.sampler.load_state_dict(state["sampler"])
         self._set_generator(state["generator"])
+
+    def _check_share(self, ranks: Ranks) -> None:
+        batches, found = self._batches_of, (0, 1)
+        if isinstance(batches, ShareSampler):
+            found = (batches.rank, batches.world_size)
+        if found != (ranks.rank, ranks.world_size):
+            raise ValueError(
+                f"train_loader is for process {found[0]} of {found[1]}, and this is process {ranks.rank} of "
+                f"{ranks.world_size}: all would train on the same rows; see resumable_loader(rank=, world_size=)"
+            )
 
     def _generator_state(self) -> Tensor | None:
         return None if self._generator is None else self._generator.get_state()

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 import types
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
@@ -20,6 +22,9 @@ PLACE = "place"  # where the run is written and how it is shown: two ranks, or a
 CALL = "call"  # about this call, not about the run: not part of the configuration that is written down
 
 OPTIMIZER_NAMES = ("adamw", "adam", "sgd")
+HUGE = 2**64  # no field has larger integers, and those of some thousand digits cannot even be printed
+LONGEST_TEXT = 4096  # characters, the longest path
+MOST_WEIGHTS, MOST_LAYERS, MOST_THREADS = 10**11, 1000, 1024  # more is a typing error
 SCHEDULER_NAMES = ("constant", "linear", "cosine", "onecycle")
 
 
@@ -37,17 +42,36 @@ def checked(name: str, value: Any, hint: Any, limits: dict[str, Any]) -> Any:
     if value is None and type(None) in kinds:
         return None
     kind = kinds[0]
+    if type(value) is int and abs(value) > HUGE:
+        raise ConfigError(name, f"{name} must be {describe(hint)}, got {shown(value)}")
     if kind is float and type(value) is int:
         value = float(value)  # so that 1 and 1.0 are one configuration
     if type(value) is not kind:  # not isinstance: True is no number here
-        raise ConfigError(name, f"{name} must be {describe(hint)}, got {value!r}")
+        raise ConfigError(name, f"{name} must be {describe(hint)}, got {shown(value)}")
+    if kind is str and (not value or len(value) > LONGEST_TEXT or not is_one_line(value)):
+        raise ConfigError(name, f"{name} must be a line of printable text, got {shown(value)}")
     if "choices" in limits:
         value = value.lower()
         if value not in limits["choices"]:
             raise ConfigError(name, f"unknown {name} {value!r}{suggest(value, limits['choices'])}")
     elif kind in (int, float) and not within(value, limits):
-        raise ConfigError(name, f"{name} must be {describe_range(kind, limits)}, got {value!r}")
+        raise ConfigError(name, f"{name} must be {describe_range(kind, limits)}, got {shown(value)}")
     return value
+
+
+def is_one_line(text: str) -> bool:
+    """Whether a text has no line ends, NULs or other control characters, and no halves of characters."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its repr, cut short. Lists of lists may be longer written out than any memory."""
+    if type(value) is int and abs(value) > HUGE:
+        return f"an integer of {value.bit_length()} bits"
+    writer = reprlib.Repr()
+    writer.maxstring = writer.maxother = 60
+    writer.maxlevel = 2
+    return writer.repr(value)
 
 
 def within(value: float, limits: dict[str, Any]) -> bool:
@@ -121,6 +145,9 @@ class ModelConfig(Section):
             raise ConfigError(
                 "n_head", f"n_embd / n_head must be even, for rotary pairs, got {self.n_embd // self.n_head}"
             )
+        if self.n_layer > MOST_LAYERS or 12 * self.n_layer * self.n_embd**2 > MOST_WEIGHTS:
+            sizes = f"n_layer={self.n_layer} and n_embd={self.n_embd}"
+            raise ConfigError("", f"{sizes} make a model that no machine holds: choose smaller ones")
 
 
 @dataclass(frozen=True)
@@ -136,7 +163,9 @@ class DataConfig(Section):
 class AnswerDataConfig(DataConfig):
     """Prompts with their answers."""
 
-    data: str | None = option(None, "a JSON-lines file of prompt and answer; null: small built-in tasks")
+    data: str | None = option(None, "a JSON-lines file of prompt and answer; null: a small built-in task")
+    val_fraction: float = option(0.05, "share of the prompts to validate on", above=0, below=1)
+    batch_size: int = option(64, "rows in a micro-batch", least=1)
 
 
 @dataclass(frozen=True)
@@ -144,8 +173,10 @@ class PreferenceDataConfig(DataConfig):
     """Prompts with a chosen and a rejected answer."""
 
     data: str | None = option(
-        None, "a JSON-lines file of prompt, chosen and rejected; null: small built-in tasks"
+        None, "a JSON-lines file of prompt, chosen and rejected; null: a small built-in task"
     )
+    val_fraction: float = option(0.05, "share of the prompts to validate on", above=0, below=1)
+    batch_size: int = option(64, "pairs in a micro-batch", least=1)
 
 
 @dataclass(frozen=True)
@@ -192,8 +223,14 @@ class TrainerConfig(Section):
     )
     keep_last: int = option(3, "checkpoints to keep, besides the best one", PLACE, least=1)
     async_save: bool = option(True, "write checkpoints while training goes on", PLACE)
+    timeout: int = option(600, "seconds that the processes of a run wait for each other", PLACE, least=1)
     resume: str | None = option(None, "a checkpoint, or auto: the newest good one in output_dir", CALL)
     reset_optimizer: bool = option(False, "on resume: the weights alone, with a new optimizer", CALL)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threads > MOST_THREADS:
+            raise ConfigError("threads", f"threads must be <= {MOST_THREADS}, got {self.threads}")
 
 
 @dataclass(frozen=True)
@@ -212,10 +249,19 @@ class StartConfig(Section):
 
 
 @dataclass(frozen=True)
+class PolicyStartConfig(StartConfig):
+    """What the policy begins with."""
+
+    init_from: str = option(
+        "runs/sft/best_model.pt", "a checkpoint whose weights to start from; they are the reference, too"
+    )
+
+
+@dataclass(frozen=True)
 class PreferenceConfig(Section):
     """The objective of DPO."""
 
-    beta: float = option(0.1, "how closely the policy is held to the reference", above=0)
+    beta: float = option(0.5, "how closely the policy is held to the reference", above=0)
 
 
 @dataclass(frozen=True)
@@ -245,9 +291,9 @@ class SFTConfig(PretrainConfig):
     """Everything that `python -m training sft` can be told."""
 
     data: DataConfig = AnswerDataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3)
+    optimizer: OptimizerConfig = OptimizerConfig(lr=3e-3)
     trainer: TrainerConfig = TrainerConfig(
-        output_dir="runs/sft", max_steps=500, eval_interval=100, save_interval=100
+        output_dir="runs/sft", max_steps=700, eval_interval=100, save_interval=100
     )
     start: StartConfig = StartConfig()
 
@@ -257,9 +303,9 @@ class DPOConfig(PretrainConfig):
     """Everything that `python -m training dpo` can be told."""
 
     data: DataConfig = PreferenceDataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig(lr=5e-4, weight_decay=0.0)
+    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-5, weight_decay=0.0)
     trainer: TrainerConfig = TrainerConfig(
-        output_dir="runs/dpo", max_steps=200, eval_interval=50, save_interval=50
+        output_dir="runs/dpo", max_steps=100, eval_interval=25, save_interval=25
     )
-    start: StartConfig = StartConfig()
+    start: PolicyStartConfig = PolicyStartConfig()
     preference: PreferenceConfig = PreferenceConfig()

@@ -5,19 +5,26 @@ Used by trainer.py: ``state = capture(trainer)``; ``notes = restore(trainer, sta
 In the dict, besides what the parts themselves call their state: the *open window* (the micro-batches of the
 update under way), the gradients that its first micro_step micro-batches have left, the place in the data, the
 random generators, and the counters. So a run may be left after any micro-step and goes on to the same bits.
+
+Several processes are left between two windows. What differs among them is in "ranks"; all else is the same in all,
+and what rank 0 has is where one process has it: any number of processes goes on from a file of any other number.
 """
 
 from __future__ import annotations
 
+import random
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from training.checkpoint import CheckpointError, check_fits
 from training.rng import GENERATORS, get_rng_state, set_rng_state
 from training.run_log import Progress
+from training.sampler import mix_seed, share
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -26,10 +33,13 @@ EXACT_KEYS = ("progress", "interval", "window", "gradients", "data_state_dict", 
 
 
 def capture(trainer: Trainer) -> dict[str, Any]:
-    """The state between two micro-steps. Its tensors are the live ones: whoever keeps it copies them."""
+    """The state between two micro-steps. Its tensors are the live ones: whoever keeps it copies them.
+
+    Collective: several ranks call it, between two windows; ValueError within one.
+    """
     progress, scheduler, scaler = trainer.progress, trainer.scheduler, trainer.scaler
     grads = {name: param.grad for name, param in trainer.model.named_parameters() if param.grad is not None}
-    return {
+    state: dict[str, Any] = {
         "epoch": progress.epoch,
         "global_step": progress.global_step,
         "train_loss": progress.train_loss,
@@ -47,6 +57,13 @@ def capture(trainer: Trainer) -> dict[str, Any]:
         "data_state_dict": trainer.data.state_dict(),
         "rng_state": get_rng_state(),
     }
+    if trainer.ranks.world_size > 1:
+        if trainer.window:
+            raise ValueError("several processes can only be saved between two windows")
+        own = {"rng_state": state["rng_state"], "loss_sum": trainer.run_log.loss_sum.cpu()}
+        state["ranks"] = trainer.ranks.gather(own)
+        state["interval"]["loss_sum"] = sum(each["loss_sum"] for each in state["ranks"])
+    return state
 
 
 def restore(trainer: Trainer, state: dict[str, Any], reset_optimizer: bool = False) -> list[str]:
@@ -91,18 +108,48 @@ def restore(trainer: Trainer, state: dict[str, Any], reset_optimizer: bool = Fal
 
 def _load_exact(trainer: Trainer, state: dict[str, Any], reset_optimizer: bool) -> None:
     trainer.progress.load(state["progress"])
-    trainer.run_log.loss_sum = state["interval"]["loss_sum"].to(trainer.device, copy=True)
+    own = _own_part(trainer, state)
+    trainer.run_log.loss_sum = own["loss_sum"].to(trainer.device, copy=True)
     trainer.run_log.grad_norm = state["interval"]["grad_norm"].to(trainer.device, copy=True)
     trainer.window = state["window"]
+    if trainer.ranks.world_size > 1:
+        trainer.window = [share(micro_batch, trainer.ranks) for micro_batch in state["window"]]
     trainer.data.load_state_dict(state["data_state_dict"])
     for name, param in trainer.model.named_parameters():
-        grad = state["gradients"].get(name)
+        grad = (
+            state["gradients"].get(name) if trainer.ranks.is_main else None
+        )  # the ranks' sum is taken later
         param.grad = None if grad is None else grad.to(param.device, copy=True)
     if reset_optimizer:
         trainer.optimizer.zero_grad(set_to_none=True)
         trainer.progress.micro_step = 0  # the open window begins again
         trainer.progress.schedule_start = trainer.progress.global_step
-    set_rng_state(state["rng_state"])  # from here on nothing may draw before the next micro-batch
+    # from here on nothing may draw before the next micro-batch
+    if own["rng_state"] is None:
+        seed_additional_rank(trainer)
+    else:
+        set_rng_state(own["rng_state"])
+
+
+def _own_part(trainer: Trainer, state: dict[str, Any]) -> dict[str, Any]:
+    """{"rng_state", "loss_sum"} of this rank: its own, where as many ranks have saved as are here.
+
+    Else rank 0 has what one process would have; to the others there is none, so their rng_state is None.
+    """
+    ranks, saved = trainer.ranks, state.get("ranks") or []
+    if ranks.world_size == len(saved):
+        return saved[ranks.rank]
+    loss_sum = state["interval"]["loss_sum"]
+    if ranks.is_main:
+        return {"rng_state": state["rng_state"], "loss_sum": loss_sum}
+    return {"rng_state": None, "loss_sum": torch.zeros_like(loss_sum)}
+
+
+def seed_additional_rank(trainer: Trainer) -> None:
+    """A rank above 0 draws numbers of its own; rank 0 draws those of a training in one process."""
+    if trainer.ranks.rank > 0 and trainer.data.sampler is not None:
+        seed = mix_seed(trainer.data.sampler.seed, trainer.ranks.rank, trainer.progress.global_step)
+        random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
 
 
 def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
@@ -131,10 +178,13 @@ def _mismatch(trainer: Trainer, state: dict[str, Any], exact: bool) -> str | Non
     names = {field.name for field in fields(Progress)}
     if not isinstance(state["progress"], dict) or set(state["progress"]) != names:
         return "its progress has other counters than this version's"
-    if missing := [name for name in GENERATORS if name not in state["rng_state"]]:
-        return f"its rng_state has no {', '.join(missing)}"
+    for part in (state, *state.get("ranks", [])):
+        if missing := [name for name in GENERATORS if name not in part["rng_state"]]:
+            return f"its rng_state has no {', '.join(missing)}"
     if not 0 <= state["progress"]["micro_step"] <= len(state["window"]):
         return f"micro_step is {state['progress']['micro_step']} in a window of {len(state['window'])}"
+    if trainer.ranks.world_size > 1 and 0 < state["progress"]["micro_step"] == len(state["window"]):
+        return "the last gradients of its window were not applied: go on with one process first"
     shapes = {name: param.shape for name, param in trainer.model.named_parameters()}
     for name, grad in state["gradients"].items():
         if grad.shape != shapes.get(name):

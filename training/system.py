@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -67,7 +66,8 @@ class SystemMetrics:
 def resident_bytes() -> int | None:
     """Resident memory of this process; its peak where /proc is missing; None on Windows."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        with open("/proc/self/statm", "rb") as statm:
+            pages = int(statm.read().split()[1])
     except OSError:
         if sys.platform == "win32":
             return None

@@ -9,30 +9,30 @@ shorter) and makes one *update*; global_step counts updates.
 from __future__ import annotations
 
 import logging
+import math
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from training.amp import Precision
 from training.checkpoint import CheckpointManager, load_checkpoint
-from training.checks import owned_parameters as owned_parameters
-from training.checks import require_batches, require_positive
+from training.checks import owned_parameters, require_batches, require_positive
+from training.distributed import Ranks
 from training.evaluation import evaluate, preserved_rng
 from training.gradients import clip_gradients, mean_gradient
-from training.losses import count_tokens, token_loss
-from training.run_log import Progress, RunLog
-from training.run_log import Row as Row
+from training.milestones import Milestones
+from training.objective import NextToken, Objective, to_device
+from training.run_log import Progress, Row, RunLog
 from training.sampler import Batch, DataCursor
 from training.sampler import windows as windows
 from training.signals import StopRequested, StopSignals
-from training.state import capture, restore
+from training.state import capture, restore, seed_additional_rank
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ class Trainer:
 
     An update whose gradient norm is inf or NaN is left out (clipping would spread the NaN to every weight), and
     so is a window without a target. The scheduler waits with it, and global_step stays.
+
+    Several ranks share each micro-batch out, and make the update that one process would make. All call what is
+    called here, at the same time; rank 0 alone writes.
 
     Args:
         model: ``model(input_ids) -> logits`` (B, T, V); moved to device.
@@ -67,6 +70,8 @@ class Trainer:
         patience: stop after so many validations in a row that are not the best, >= 1; None: never.
         max_skips: updates left out in a row after which the weights must be broken, >= 1.
         keep_last, async_save: see CheckpointManager. config: plain values, saved for the record.
+        objective: what a batch teaches, see objective.py; None: the next token.
+        ranks: the processes that train, see distributed.py; None: this one alone.
         on_log: called with each row when it is added to history.
 
     Attributes:
@@ -104,6 +109,8 @@ class Trainer:
         keep_last: int = 3,
         async_save: bool = True,
         config: dict[str, Any] | None = None,
+        objective: Objective | None = None,
+        ranks: Ranks | None = None,
         on_log: Callable[[Row], None] | None = None,
     ) -> None:
         require_positive(max_epochs=max_epochs, grad_accum_steps=grad_accum_steps, log_interval=log_interval)
@@ -119,18 +126,22 @@ class Trainer:
         self.grad_accum_steps, self.max_grad_norm = grad_accum_steps, max_grad_norm
         precision = Precision(self.device, use_amp, amp_dtype)
         self.autocast, self.scaler = precision.autocast, precision.scaler
-        self.log_interval, self.eval_interval, self.save_interval = log_interval, eval_interval, save_interval
-        self.patience, self.max_skips = patience, max_skips
-        self.config = config or {}
-        self.data = DataCursor(train_loader)
-        self.checkpoints = None if save_dir is None else CheckpointManager(save_dir, keep_last, async_save)
-        self.signals = StopSignals()
+        self.log_interval, self.config = log_interval, config or {}
+        self.objective = NextToken() if objective is None else objective
+        self.ranks = Ranks() if ranks is None else ranks
+        self.data = DataCursor(train_loader, self.ranks)
+        self.save_dir = save_dir
+        self.checkpoints: CheckpointManager | None = None
+        if save_dir is not None and self.ranks.is_main:
+            self.checkpoints = CheckpointManager(save_dir, keep_last, async_save)
+        self.signals = StopSignals(self.ranks)
         self.progress = Progress()
-        self.run_log = RunLog(self.progress, self.device, on_log)
+        self.milestones = Milestones(self, eval_interval, save_interval, patience, max_skips)
+        self.run_log = RunLog(self.progress, self.device, on_log, self.ranks)
         self.history = self.run_log.history
         self.window: list[Batch] = []  # the micro-batches of the update under way
         self.stopped_by: str | None = None
-        self._saved: tuple[int, ...] = ()
+        seed_additional_rank(self)
 
     def train(self) -> list[Row]:
         """Train until the run is over, or a signal comes, from where the last call ended. Returns history."""
@@ -142,38 +153,41 @@ class Trainer:
         self.stopped_by = None
         with self.signals:
             try:
-                self._evaluate_and_save()  # what is still to be done where a resumed run was left
-                while self.epoch < self.max_epochs and not self._is_over():
+                self.milestones.catch_up()  # what is still to be done where a resumed run was left
+                while self.epoch < self.max_epochs and not self.milestones.is_over():
                     self._train_epoch()
                 self._log_training()
-                self._evaluate_and_save(evaluate=True, save=True)
+                self.milestones.at_end()
             except StopRequested as stop:
                 self.stopped_by = str(stop)
-                if self.checkpoints is not None:
+                if self.save_dir is not None:
                     self.save_checkpoint()
             finally:
                 if self.checkpoints is not None:
                     self.checkpoints.wait()
+        self.ranks.sum(0)  # no rank returns before the last file is there
         return self.history
 
     def _train_epoch(self) -> None:
         stream = windows(self.data.iterate(self.epoch), self.grad_accum_steps)
         while self._open_window(stream):
             if self.train_step(self.window):
-                self._after_update()
-        if self._is_over() and not self._is_exhausted(stream):
+                if self.global_step % self.log_interval == 0:
+                    self._log_training()
+                self.milestones.after_update()
+        if self.milestones.is_over() and not self._is_exhausted(stream):
             return
         if self.progress.epoch_tokens == 0:
             raise ValueError("train_loader has no target: it is empty, or every label is -100")
         self._log_training()
         self.progress.epoch, self.progress.epoch_tokens = self.epoch + 1, 0
         self.data.finish_epoch()
-        self._evaluate_and_save(evaluate=self.eval_interval is None, save=self.save_interval is None)
+        self.milestones.after_epoch()
 
     def _open_window(self, stream: Iterator[list[Batch]]) -> bool:
         """Take the next window, unless a resumed one is open. False at the end of the epoch, or of the run."""
-        if not self.window and not self._is_over():
-            self.signals.leave_if_asked()
+        if not self.window and not self.milestones.is_over():
+            self.signals.leave_together()
             self.window = next(stream, [])
             self.data.advance(len(self.window))
         return bool(self.window)
@@ -186,19 +200,16 @@ class Trainer:
     def train_step(self, window: list[Batch]) -> bool:
         """One update from one window of micro-batches. Returns whether the weights were updated."""
         # Targets are counted in host memory, before the forward: no synchronisation with the device.
-        num_tokens = sum(count_tokens(micro_batch["labels"]) for micro_batch in window)
+        [num_tokens] = self.ranks.sum(sum(self.objective.count(micro_batch) for micro_batch in window))
         if num_tokens == 0:
             self.window = []
             return False
         for micro_batch in window[self.progress.micro_step :]:  # a resumed window goes on where it was left
             self.signals.leave_if_asked()
-            input_ids = micro_batch["input_ids"].to(self.device, non_blocking=True)  # (B, T)
-            labels = micro_batch["labels"].to(self.device, non_blocking=True)  # (B, T)
-            with self.autocast:
-                logits = self.model(input_ids)  # (B, T, V)
-            loss_sum = token_loss(logits, labels)  # in float32, whatever the forward was in
-            loss = loss_sum / num_tokens  # this micro-batch's share of the window's mean
-            self.scaler.scale(loss).backward()
+            with self.ranks.micro_step(last=self.progress.micro_step == len(window) - 1):
+                loss_sum = self.objective.sums(self.forward, to_device(micro_batch, self.device))["loss"]
+                loss = loss_sum / num_tokens  # this micro-batch's share of the window's mean, over all ranks
+                self.scaler.scale(loss).backward()
             self.run_log.add_loss(loss_sum)
             self.progress.micro_step += 1
 
@@ -206,7 +217,7 @@ class Trainer:
         row_is_due = (self.global_step + 1) % self.log_interval == 0
         self.run_log.grad_mean = mean_gradient(self.params) if row_is_due else None
         grad_norm = self.run_log.grad_norm = clip_gradients(self.params, self.max_grad_norm)
-        updated = bool(grad_norm.isfinite())  # the only value that an update reads back from the device
+        updated = math.isfinite(grad_norm.item())  # the only value that an update reads back from the device
         if updated:
             self.progress.lr = self.optimizer.param_groups[0]["lr"]  # the rate used; the scheduler moves it
             self.scaler.step(self.optimizer)
@@ -217,35 +228,38 @@ class Trainer:
         self.window = []
         self.progress.close_window(num_tokens, updated)
         if not updated:
-            self._skip()
+            self._log_training()  # at once: a run that skips must be seen to skip
+            self.milestones.stop_if_broken()
         return updated
 
-    def _skip(self) -> None:
-        self._log_training()  # at once: a run that skips must be seen to skip
-        skips = self.progress.skips_in_a_row
-        if skips >= self.max_skips:
-            raise FloatingPointError(
-                f"the gradient was inf or NaN in {skips} updates in a row, "
-                f"after update {self.global_step}: try a lower lr, and look at the data"
-            )
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, T) int64 -> logits (B, T, V), in the run's precision."""
+        with self.autocast:
+            return self.ranks.forward(self.model, input_ids)
 
     def validate(self) -> dict[str, float]:
-        """{"loss", "perplexity"} over all of val_loader; see evaluation.evaluate. ValueError without one."""
-        if self.val_loader is None:
+        """The objective's metrics over all of val_loader; see evaluation.evaluate. ValueError without one."""
+        loader, ask = self.val_loader, self.signals.leave_if_asked
+        if loader is None:
             raise ValueError("validate() needs a val_loader")
-        ask = self.signals.leave_if_asked
-        return evaluate(self.model, self.val_loader, self.device, self.autocast, before_batch=ask)
+        return evaluate(self.model, loader, self.device, self.autocast, ask, self.objective, self.ranks)
 
-    def save_checkpoint(self, is_best: bool = False) -> Path:
+    def save_checkpoint(self, is_best: bool = False) -> Path | None:
         """Save all that this trainer is as epoch_{epoch}_step_{global_step}.pt; call it between micro-steps.
 
         is_best: as best_model.pt, too, if no val_loss in this folder was lower. ValueError without a save_dir.
+        Collective: None on the ranks that do not write.
         """
-        if self.checkpoints is None:
+        if self.save_dir is None:
             raise ValueError("save_checkpoint() needs a save_dir")
         self.run_log.sync()
-        self._saved, metric = self._position(), self.progress.val_loss if is_best else None
-        return self.checkpoints.save(capture(self), self.epoch, self.global_step, metric)
+        self.milestones.mark_saved()
+        state = capture(self)
+        if self.checkpoints is None:
+            return None
+        return self.checkpoints.save(
+            state, self.epoch, self.global_step, metric=self.progress.val_loss if is_best else None
+        )
 
     def load_checkpoint(self, path: str | os.PathLike[str], reset_optimizer: bool = False) -> tuple[int, int]:
         """Go on from a file, exactly where it was saved. Returns (epochs finished, updates made).
@@ -254,38 +268,8 @@ class Trainer:
         """
         for note in restore(self, load_checkpoint(path), reset_optimizer):
             log.warning("%s has %s", path, note)
-        self._saved = self._position()
+        self.milestones.mark_saved()
         return self.epoch, self.global_step
-
-    def _position(self) -> tuple[int, ...]:
-        return self.epoch, self.global_step, self.progress.micro_step, self.progress.rows
-
-    def _is_over(self) -> bool:
-        stale = self.patience is not None and self.progress.stale_validations >= self.patience
-        return stale or (self.max_steps is not None and self.global_step >= self.max_steps)
-
-    def _after_update(self) -> None:
-        if self.global_step % self.log_interval == 0:
-            self._log_training()
-        self._evaluate_and_save(
-            evaluate=self.eval_interval is not None and self.global_step % self.eval_interval == 0,
-            save=self.save_interval is not None and self.global_step % self.save_interval == 0,
-        )
-
-    def _evaluate_and_save(self, evaluate: bool = False, save: bool = False) -> None:
-        """Do what is due now, or was due when a signal ended a validation."""
-        progress = self.progress
-        progress.validation_due |= evaluate and self.val_loader is not None
-        progress.save_due |= save and self.checkpoints is not None
-        improved = False
-        if progress.validation_due and progress.validated_step != self.global_step:
-            started = time.perf_counter()
-            metrics = self.validate()
-            improved = self.run_log.validation_row(metrics, time.perf_counter() - started)
-        save = progress.save_due and self._saved != self._position()
-        progress.validation_due = progress.save_due = False  # before the save: a resumed run has done both
-        if save or (improved and self.checkpoints is not None):
-            self.save_checkpoint(is_best=improved)
 
     def _log_training(self) -> None:
         scale = {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}

@@ -5,8 +5,17 @@ Used by config.py. PyYAML comes with jsonargparse and is imported when a file is
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
+
+from training.regular import open_regular
+from training.schema import shown
+
+LARGEST = 1 << 16  # bytes; PyYAML needs 2 s for them, and gigabytes for a file of a hundred megabytes
+
+
+class FileError(ValueError):
+    """What this module itself has to say of a file; PyYAML raises plain ValueErrors, too."""
 
 
 def load_yaml(path: str) -> dict[str, Any]:
@@ -17,21 +26,19 @@ def load_yaml(path: str) -> dict[str, Any]:
         pass
 
     def mapping(loader: Any, node: Any) -> dict[Any, Any]:
-        keys = [loader.construct_object(key) for key, _ in node.value]
-        for number, key in enumerate(keys):
+        content: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key, line = loader.construct_object(key_node), key_node.start_mark.line + 1
             if not isinstance(key, str):
-                raise ValueError(f"key {key!r} in {path} is no name of a field")
-            if key in keys[:number]:
-                raise ValueError(
-                    f"key {key!r} is in {path} twice, again in line {node.value[number][0].start_mark.line + 1}"
-                )
-        return dict(
-            zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True)
-        )
+                raise FileError(f"key {shown(key)} in {path} is no name of a field")
+            if key in content:
+                raise FileError(f"key {key!r} is in {path} twice, again in line {line}")
+            content[key] = loader.construct_object(value_node, deep=True)
+        return content
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
+        content = yaml.load(_read(path), Loader)
     except OSError as error:
         raise ValueError(f"cannot read the configuration {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -42,11 +49,24 @@ def load_yaml(path: str) -> dict[str, Any]:
         raise ValueError(
             f"{path}{where}: this is not YAML: {getattr(error, 'problem', None) or error}"
         ) from error
+    except FileError:
+        raise
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deep: a configuration is a flat list of fields") from error
+    except ValueError as error:  # a date that is none, a number that is too long
+        raise ValueError(f"{path} holds a value that cannot be read: {error}") from error
     if content is None:
         return {}  # a file of comments
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a list of fields like 'lr: 0.003', got {type(content).__name__}")
     return content
+
+
+def _read(path: str) -> str:
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > LARGEST:
+            raise FileError(f"the configuration {path} is larger than {LARGEST // 1024} KiB")
+        return file.read(LARGEST).decode("utf-8")
 
 
 def dump_yaml(content: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import threading
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,13 @@ import torch
 
 from testcases.training.checkpoint_faults import fault_at, killed_at, litter, make_state, value_of
 from training import durable
-from training.checkpoint import digest_path, load_checkpoint, save_checkpoint, verify_checkpoint
+from training.checkpoint import (
+    CheckpointManager,
+    digest_path,
+    load_checkpoint,
+    save_checkpoint,
+    verify_checkpoint,
+)
 
 ERRORS = [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT, errno.EROFS]
 
@@ -104,6 +111,26 @@ def test_fsync_that_always_fails_raises_and_leaves_the_old_one(tmp_path, monkeyp
     assert caught.value.errno == errno.EIO
     assert value_of(load_checkpoint(path)) == 1.0
     assert litter(tmp_path) == []
+
+
+def test_full_disk_under_a_large_checkpoint_is_told_as_such_and_not_as_an_error_of_torch(tmp_path):
+    with fault_at(0, fail(errno.ENOSPC)), pytest.raises(OSError, match="No space left") as caught:
+        save_checkpoint(make_state(1.0, size=600), tmp_path / "x.pt")  # more than one buffer
+    assert caught.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == []
+
+
+def test_best_that_was_replaced_before_the_error_is_the_one_to_beat(tmp_path, monkeypatch):
+    manager = CheckpointManager(tmp_path, asynchronous=False)
+    manager.save(make_state(1.0), 1, 1, metric=1.0)
+    renames = count(1)
+    real = os.replace
+    with monkeypatch.context() as patch:  # the third rename is that of the digest, behind the file's
+        patch.setattr(os, "replace", lambda *names: fail(errno.EIO)() if next(renames) == 3 else real(*names))
+        manager.save(make_state(2.0), 1, 2, metric=0.5)
+    assert "best_model.pt was not saved" in manager.poll()[0]
+    manager.save(make_state(3.0), 1, 3, metric=0.8)
+    assert value_of(load_checkpoint(tmp_path / "best_model.pt")) == 2.0
 
 
 def test_short_writes_are_continued(tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
-"""Tests of the command line: training/__main__.py and training/pretrain.py. See also cli_resume_test.py.
+"""Tests of the command line: training/__main__.py, run.py, execute.py and pretrain.py. See also cli_resume_test.py.
 
 Most call main() here, which is the same code without the second that a process needs to import torch; one
 starts a process for real.
 """
 
+import errno
 import math
+import os
 import subprocess
 import sys
 
@@ -12,8 +14,8 @@ import pytest
 import torch
 
 from testcases.training.work import ROOT, TINY, rows, start
-from training.__main__ import main
-from training.config import parse
+from training.__main__ import TRAINING, main
+from training.config import DESCRIPTIONS, parse
 from training.data import bigram_loss, load_text, train_val_split
 from training.pretrain import prepare
 from training.trainer import Trainer
@@ -197,9 +199,37 @@ def test_run_that_breaks_down_is_reported_as_nan_and_as_skipped(small_file, tmp_
     assert math.isnan(rows(tmp_path / "run")[0]["train_loss"])
 
 
+def test_run_whose_end_could_not_be_saved_says_so_and_fails(small_file, tmp_path, capsys, monkeypatch):
+    arguments = ["pretrain", *TINY, "--data", str(small_file), "--output_dir", str(tmp_path), "--max_steps"]
+    assert main([*arguments, "2"]) == 0
+    before = sorted(tmp_path.glob("*.pt"))
+
+    def full(state, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("training.checkpoint.write_snapshot", full)
+    capsys.readouterr()
+    assert main([*arguments, "4", "--resume", "auto"]) == 1
+    err = capsys.readouterr().err
+    assert "THE END COULD NOT BE SAVED: --resume auto goes on from" in err
+    assert "epoch_0_step_2.pt" in err.splitlines()[-1]
+    assert sorted(tmp_path.glob("*.pt")) == before
+    monkeypatch.undo()
+    assert main([*arguments, "4", "--resume", "auto"]) == 0
+    assert main([*arguments, "4", "--resume", "auto"]) == 0, "nothing is left to do, and nothing to save"
+
+
 def test_help_does_not_wait_for_torch():
     code = "import sys; from training.__main__ import build_parser; build_parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", list(TRAINING))
+def test_every_command_that_trains_has_its_own_help_and_a_line_in_the_help_of_all(capsys, command):
+    for argv, words in (([command, "--help"], DESCRIPTIONS[command]), (["--help"], TRAINING[command])):
+        with pytest.raises(SystemExit, match="0"):
+            main(argv)
+        assert words in " ".join(capsys.readouterr().out.split())
 
 
 def test_command_that_does_not_exist_is_one_sentence(capsys):

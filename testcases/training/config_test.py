@@ -197,6 +197,13 @@ def test_bad_file_is_one_line_with_file_value_and_nearest_name(capsys, yaml_file
     assert refusal(capsys, ["--config", path]) == sentence.format(path)
 
 
+def test_dpo_has_something_to_start_from_and_a_file_cannot_take_it_away(capsys, yaml_file):
+    assert parse("dpo", []).start.init_from == "runs/sft/best_model.pt"
+    path = yaml_file("init_from: null")
+    assert parse("sft", ["--config", path]).start.init_from is None
+    assert refusal(capsys, ["--config", path], "dpo") == f"init_from must be text, got null (from {path})"
+
+
 def test_binary_file_is_one_line(capsys, tmp_path):
     (tmp_path / "x").write_bytes(b"\xff\xfe\0")
     assert (
@@ -217,7 +224,7 @@ def test_help_lists_every_field_with_its_default(capsys):
     assert exit_.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
     assert all(f"--{name} " in out for name in to_dict(DPOConfig()))
-    assert "the peak learning rate (type: float, default: 0.0005)" in out
+    assert "the peak learning rate (type: float, default: 2e-05)" in out
 
 
 def test_parsing_imports_no_torch_and_the_package_no_parser():

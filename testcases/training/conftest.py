@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from training.checkpoint import save_checkpoint
 from training.model import GPT, GPTConfig
 from training.scheduler import create_scheduler
 from training.trainer import Trainer
@@ -31,6 +32,15 @@ def tiny_gpt():
         return GPT(GPTConfig(**{**shape, **changes}))
 
     return build
+
+
+@pytest.fixture
+def start_file(tmp_path: Path, tiny_gpt) -> Path:
+    """A checkpoint with the weights of a TINY model."""
+    torch.manual_seed(5)
+    path = tmp_path / "start.pt"
+    save_checkpoint({"model_state_dict": tiny_gpt(vocab_size=256, n_layer=1).state_dict()}, path)
+    return path
 
 
 @pytest.fixture

@@ -99,11 +99,11 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path, kind, sentence):
 def test_unreadable_file_and_folder_are_refused_in_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("text")
 
-    def denied(self: Path) -> bytes:
+    def denied(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", denied)  # file modes do not bind root
+        patched.setattr("training.data.open_regular", denied)  # file modes do not bind root
         for path in (tmp_path, tmp_path / "text.txt"):
             with pytest.raises(
                 DataError, match=r"^Cannot read .*text.txt: Permission denied; check its permissions\.$"

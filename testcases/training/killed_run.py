@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -89,20 +90,27 @@ class PlainData(NoisyData):
 
 
 class Events:
-    """Counts the events of a training; at the chosen one the process gets a signal from itself."""
+    """Counts the events of a training; at the chosen one the process gets a signal from itself, and calls `then`."""
 
-    def __init__(self, trainer: Trainer, at: int, signum: int) -> None:
-        self.count, self.at, self.signum = 0, at, signum
+    def __init__(self, trainer: Trainer, at: int, signum: int, then: Callable[[], object]) -> None:
+        self.count, self.at, self.signum, self.then = 0, at, signum, then
         trainer.model.register_forward_pre_hook(lambda *_: self.happen())
         trainer.optimizer.register_step_post_hook(lambda *_: self.happen())
 
     def happen(self) -> None:
         if self.count == self.at:
             os.kill(os.getpid(), self.signum)
+            self.then()
         self.count += 1
 
 
-def run(kind: str, folder: Path, at: int = -1, signum: int = signal.SIGKILL) -> Events:
+def run(
+    kind: str,
+    folder: Path,
+    at: int = -1,
+    signum: int = signal.SIGKILL,
+    then: Callable[[], object] = lambda: None,
+) -> Events:
     """Begin or go on; at the end, final.pt holds everything."""
     torch.set_num_threads(1)
     trainer = build(kind, folder)
@@ -110,7 +118,7 @@ def run(kind: str, folder: Path, at: int = -1, signum: int = signal.SIGKILL) -> 
     if found is not None:
         trainer.load_checkpoint(found)
     step, rows = (trainer.global_step, trainer.progress.rows) if found else (None, None)
-    events = Events(trainer, at, signum)
+    events = Events(trainer, at, signum, then)
     with TrainerLogger(folder, resume_step=step, resume_rows=rows) as logger:
         trainer.run_log.on_log = lambda row: logger.log(row, row["global_step"])
         trainer.train()

@@ -125,8 +125,8 @@ def test_picture_shows_both_losses_the_rate_and_the_norm_of_a_run_with_gaps(tmp_
         close(figure)
 
     monkeypatch.setattr(plt, "close", look)
-    draw_run(logger.path, tmp_path / "loss.png", baseline=2.4)
-    losses = drawn["loss (nats a token)"]
+    draw_run(logger.path, tmp_path / "loss.png", baseline=(2.4, "bigram model"))
+    losses = drawn["loss (nats)"]
     assert losses["training"] == pytest.approx([3.0, math.nan, 2.0], nan_ok=True)
     assert losses["validation"] == [2.5]
     assert losses["bigram model"] == [2.4, 2.4]

@@ -1,0 +1,1 @@
+"""Measurements beside peers, opt-in: `python -m benchmarks.overhead`, `python -m benchmarks.checkpoint`."""
