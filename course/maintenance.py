@@ -49,6 +49,14 @@ def add_commands(add: AddCommand) -> None:
         metavar="N",
         help=tr("also N pairs of mistakes a lesson", "每课再取 N 对错误同时制造"),
     )
+    command.add_argument(
+        "--mutants",
+        type=int,
+        default=0,
+        metavar="N",
+        help=tr("instead: N random mutants of each solution", "改为每课取 N 个答案的随机变异体"),
+    )
+    command.add_argument("--seed", type=int, help=tr("of the mutants", "变异体的随机种子"))
 
 
 def _add_lessons_and_jobs(command: argparse.ArgumentParser) -> None:
@@ -162,17 +170,35 @@ def gates(options: argparse.Namespace) -> int:
 
 
 def mistakes(options: argparse.Namespace) -> int:
-    """List the known mistakes; with --matrix, measure how many of them the diagnosis names."""
-    from course import matrix
+    """List the known mistakes; --matrix and --mutants measure what the tests and the diagnosis make of mistakes."""
     from course.mistakes import read_catalogue
-    from course.tables import print_table
 
     chosen = _chosen(options.lessons)
-    if not options.matrix:
-        for lesson in chosen:
-            for entry in read_catalogue(lesson).mistakes:
-                print(f"{entry.task:<5} {entry.id}")
-        return 0
+    if options.matrix:
+        return _matrix(chosen, options)
+    if options.mutants:
+        return _mutants(chosen, options)
+    for lesson in chosen:
+        for entry in read_catalogue(lesson).mistakes:
+            print(f"{entry.task:<5} {entry.id}")
+    return 0
+
+
+def _mutants(chosen: list[Lesson], options: argparse.Namespace) -> int:
+    """Random mutants: how many are caught, and whether one gets a wrong name."""
+    from course import mutation_run
+
+    seed = mutation_run.SEED if options.seed is None else options.seed
+    with _progress("mutants", None) as advance:
+        found = mutation_run.measure(chosen, options.mutants, seed, options.jobs, advance)
+    return 0 if mutation_run.report(found, seed) else 1
+
+
+def _matrix(chosen: list[Lesson], options: argparse.Namespace) -> int:
+    """Every known mistake, made and diagnosed anew."""
+    from course import matrix
+    from course.tables import print_table
+
     with _progress("matrix", None) as advance:
         found = matrix.measure(chosen, options.otherwise, options.pairs, options.jobs, advance)
     whole = matrix.total(found)

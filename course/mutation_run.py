@@ -208,23 +208,3 @@ def _tell(one: Judged) -> None:
         print(f'WRONG NAME {one.mutant.id}: {says}\n[[same]]\nmistake = "{one.names[0][0]}"\n{patch}\n')
     if one.only_slow:
         print(f"TIME LIMIT {one.mutant.id}: {', '.join(sorted(one.failed)) or 'the whole run'}\n")
-
-
-def main(argv: list[str] | None = None) -> int:
-    import argparse
-
-    from course.registry import find_lesson, lessons
-
-    parser = argparse.ArgumentParser("python -m course.mutation_run")
-    parser.add_argument("lessons", nargs="*")
-    parser.add_argument("--mutants", type=int, default=48)
-    parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--jobs", type=int)
-    options = parser.parse_args(argv)
-    chosen = [find_lesson(name) for name in options.lessons] or lessons()
-    found = measure(chosen, options.mutants, options.seed, options.jobs, lambda: None)
-    return 0 if report(found, options.seed) else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

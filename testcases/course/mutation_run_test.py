@@ -48,7 +48,7 @@ def test_wrong_lists_are_refused_with_a_reason(text, says, tmp_path, monkeypatch
 
 def run(toy, *arguments):
     """`course mistakes --mutants`, all mutants of the toy lesson."""
-    return toy._run_warm("course.mutation_run", ["--mutants", "1000", *arguments], None)
+    return toy.course("mistakes", "--mutants", "1000", *arguments)
 
 
 def row(result):
