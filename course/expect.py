@@ -18,6 +18,7 @@ from course.lang import tr
 from course.recorder import Recorder
 
 _MAX_LISTED = 8  # elements of a tensor that a message spells out
+_RAISED = "the error raised"  # a name that fingerprints hold: translated only where it is shown
 
 
 class Mismatch(AssertionError):
@@ -33,8 +34,9 @@ class Mismatch(AssertionError):
     def lines(self) -> list[tuple[str, str]]:
         """(label, text) pairs in reading order, in the language in force."""
         where = "" if self.step is None else tr(f", step {self.step}", f"，第 {self.step} 步")
+        name = tr(_RAISED, "抛出的异常") if self.name == _RAISED else self.name
         rows = [
-            (tr("compared", "比较"), self.name + where),
+            (tr("compared", "比较"), name + where),
             (tr("expected", "期望"), self.expected),
             (tr("from", "依据"), self.source),
             (tr("got", "得到"), self.got),
@@ -80,7 +82,6 @@ class Expect:
     def raises(self, kind: type[BaseException], *, match: str = "", source: str) -> Iterator[None]:
         """The block raises `kind` with `match` in its message. An unwritten task stays an unwritten task."""
         wanted = kind.__name__ + (f" ({match!r})" if match else "")
-        name = tr("the error raised", "抛出的异常")
         try:
             yield
         except BaseException as error:
@@ -91,12 +92,12 @@ class Expect:
             self._recorder.add("raised", type(error).__name__, None)
             if not isinstance(error, kind) or match not in str(error):
                 got = f"{type(error).__name__}: {error}"
-                mismatch = Mismatch(name, wanted, got, source, None)
+                mismatch = Mismatch(_RAISED, wanted, got, source, None)
                 mismatch.__cause__ = error
                 self._miss(mismatch, type(error).__name__, None)
             return
         self._recorder.add("raised", None, None)
-        self._miss(Mismatch(name, wanted, tr("no error", "没有异常"), source, None), None, None)
+        self._miss(Mismatch(_RAISED, wanted, tr("no error", "没有异常"), source, None), None, None)
 
     def _compare(
         self,

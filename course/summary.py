@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,22 +52,25 @@ def write(terminal: Any, run: "Run") -> None:
         terminal.write_line(f"  {total}{note}", bold=True)
         for line in _skipped(outcomes):
             terminal.write_line(f"  {line}")
+        named: set[str] = set()
         if not isinstance(lesson, Exam) and any(o.outcome in (FAILED, TIMEOUT) for o in outcomes):
-            _write_diagnosis(terminal, lesson, outcomes, run)
-        if line := next_move(lesson, results, run.implementation.is_students):
+            named = _write_diagnosis(terminal, lesson, outcomes, run)
+        if line := next_move(lesson, results, run.implementation.is_students, named):
             terminal.write_line(f"  {line}")
 
 
-def _write_diagnosis(terminal: Any, lesson: Lesson, outcomes: list[TestOutcome], run: "Run") -> None:
-    """Only a run with a failure pays for reading the fingerprints."""
+def _write_diagnosis(terminal: Any, lesson: Lesson, outcomes: list[TestOutcome], run: "Run") -> set[str]:
+    """Print the diagnosis; returns the tasks of the mistakes named. Only a run with a failure pays for it."""
     from course import verdict
 
+    named: set[str] = set()
     if run.seed != DEFAULT_SEED:
         rows = [tr("No diagnosis: it takes the default seed.", "没有诊断：只有默认种子才能诊断。")]
     else:
-        rows = verdict.lines(lesson, outcomes, run.implementation.folder(lesson), run.explains)
+        rows, named = verdict.lines(lesson, outcomes, run.implementation.folder(lesson), run.explains)
     for index, row in enumerate(rows):
         terminal.write_line(f"  {row}", bold=index == 0)
+    return named
 
 
 def _write_task(terminal: Any, result: TaskResult) -> None:
@@ -101,11 +105,13 @@ def _skipped(outcomes: list[TestOutcome]) -> list[str]:
     return [tr(f"{n} skipped: {reason}", f"跳过 {n} 个：{reason}") for reason, n in reasons.items()]
 
 
-def next_move(lesson: Lesson, results: list[TaskResult], students: bool) -> str:
-    """What the student does next: the first task that is not done, its place and its hint."""
+def next_move(lesson: Lesson, results: list[TaskResult], students: bool, named: Collection[str] = ()) -> str:
+    """What the student does next: the first task with a named mistake, else the first that is not done."""
     if not students:
         return ""
-    first = next((r for r in results if r.state in (TODO, FAILED)), None)
+    unfinished = [r for r in results if r.state in (TODO, FAILED)]
+    # Other tasks may fail only because they use the one with the mistake.
+    first = next((r for r in unfinished if r.task.id in named), unfinished[0] if unfinished else None)
     if first is None:
         return _when_passed(lesson, results)
     place = ""

@@ -19,14 +19,19 @@ from course.skeleton import without_markers
 _WIDTH = 100
 
 
-def lines(lesson: Lesson, outcomes: list[TestOutcome], folder: Path, explain: bool) -> list[str]:
-    """The diagnosis of a run as lines; none where nothing failed. `folder` holds the lesson's code that was run."""
+def lines(
+    lesson: Lesson, outcomes: list[TestOutcome], folder: Path, explain: bool
+) -> tuple[list[str], set[str]]:
+    """The diagnosis of a run as lines, and the tasks of the mistakes named; nothing where nothing failed.
+
+    `folder` holds the lesson's code that was run.
+    """
     if not any(o.outcome in (FAILED, TIMEOUT) for o in outcomes):
-        return []
+        return [], set()
     try:
         found = diagnose(lesson, outcomes)
         if not found.named:
-            return _unknown(found)
+            return _unknown(found), set()
         heading = tr("Diagnosis: a known mistake", "诊断：这是一个已知的错误")
         if len(found.named) > 1:
             heading = tr("Diagnosis: two known mistakes at once", "诊断：同时有两个已知的错误")
@@ -34,10 +39,10 @@ def lines(lesson: Lesson, outcomes: list[TestOutcome], folder: Path, explain: bo
         for match in found.named:
             rows += _match(lesson, match, folder, explain)
     except CourseError as error:
-        return [tr(f"No diagnosis: {error}", f"无法诊断：{error}")]
+        return [tr(f"No diagnosis: {error}", f"无法诊断：{error}")], set()
     if not explain:
         rows.append(tr("`--explain` shows the lines that do it.", "加上 `--explain` 可以看到出错的那几行。"))
-    return rows
+    return rows, {match.task for match in found.named}
 
 
 def _unknown(found: Diagnosis) -> list[str]:

@@ -128,12 +128,17 @@ def test_step_runs_the_closure_and_returns_its_loss(lesson, expect, recording):
 @pytest.mark.task("1.4")
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_zero_grad_forgets_the_gradients_of_all_groups(lesson, expect, set_to_none):
-    """Two groups; the first parameter of the second group never had a gradient."""
-    params = [make_param(1.0, 2.0, grad=[3.0, 4.0]), make_param(1.0), make_param(1.0, grad=[5.0])]
-    optimizer = lesson.optimizer.SGDFromScratch([{"params": params[:1]}, {"params": params[1:]}], lr=0.5)
+    """Two groups of two; the first parameter of the second group never had a gradient."""
+    params = [
+        make_param(1.0, 2.0, grad=[3.0, 4.0]),
+        make_param(1.0, grad=[6.0]),
+        make_param(1.0),
+        make_param(1.0, grad=[5.0]),
+    ]
+    optimizer = lesson.optimizer.SGDFromScratch([{"params": params[:2]}, {"params": params[2:]}], lr=0.5)
     optimizer.zero_grad(set_to_none=set_to_none)
-    want = [None, None, None] if set_to_none else [torch.zeros(2), None, torch.zeros(1)]
-    expect.equal("grad of the three", [p.grad for p in params], want, source=f"set_to_none={set_to_none}")
+    want = [None] * 4 if set_to_none else [torch.zeros(2), torch.zeros(1), None, torch.zeros(1)]
+    expect.equal("grad of the four", [p.grad for p in params], want, source=f"set_to_none={set_to_none}")
 
 
 @pytest.mark.task("1.4")

@@ -114,11 +114,14 @@ def test_average_weighs_tokens_not_batches(lesson, expect):
 
 
 @pytest.mark.task("5.3")
-def test_update_follows_the_gradient_of_the_token_mean(lesson, expect, device):
+def test_update_follows_the_gradient_of_the_token_mean(lesson, expect, observe, device):
     """logits = table[input], the table all 0; labels 1, 2, −100 after inputs 0, 1, 2; SGD with lr = 1."""
     model = nn.Embedding.from_pretrained(torch.zeros(V, V), freeze=False)
     trainer = make_trainer(lesson, model, lr=1.0, device=device)
+    written: list[int] = []  # tells a backward pass left out from gradients that are cleared before they are used
+    model.weight.register_post_accumulate_grad_hook(lambda _: written.append(1))
     loss_sum, num_tokens = trainer.train_step(batch([[0, 1, 2]], [[1, 2, -100]]))
+    observe("gradients written by backward", len(written))
     expect.equal("num_tokens", num_tokens, 2, source="labels that are not −100", step=1)
     want = torch.tensor(2 * math.log(4))
     expect.close("loss_sum", loss_sum.cpu(), want, source="2 · ln 4", atol=1e-6, because=FLOAT32, step=1)
