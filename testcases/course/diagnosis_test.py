@@ -46,7 +46,8 @@ def test_explain_shows_the_lines_and_chinese_is_chinese(toy, edit):
 
 
 @pytest.mark.parametrize(
-    ("lang", "heading"), [("en", "Diagnosis: two known mistakes at once"), ("zh", "诊断：同时有两个已知的错误")]
+    ("lang", "heading"),
+    [("en", "Diagnosis: two known mistakes at once"), ("zh", "诊断：同时有两个已知的错误")],
 )
 def test_two_mistakes_at_once_are_both_named(toy, edit, lang, heading):
     planted(toy, edit, SQUARE, WRONG_ERROR)

@@ -52,8 +52,8 @@ def test_table_counts_tests_mistakes_and_variants(toy):
         ("mistakes", "return x + x", "return x +", "variant:toy-sum: test_double_is_twice is failed"),
         (
             "fingerprints",
-            '0,9.0,3.0',
-            '0,9.1,3.0',
+            "0,9.0,3.0",
+            "0,9.1,3.0",
             "mistake toy-square: basic_test::test_double_is_twice does not see what the fingerprint says",
         ),
         ("agreement", "== 4", "== 5", "agreement: test_lesson01_double_agrees failed"),

@@ -118,7 +118,9 @@ def test_update_follows_the_gradient_of_the_token_mean(lesson, expect, observe, 
     """logits = table[input], the table all 0; labels 1, 2, −100 after inputs 0, 1, 2; SGD with lr = 1."""
     model = nn.Embedding.from_pretrained(torch.zeros(V, V), freeze=False)
     trainer = make_trainer(lesson, model, lr=1.0, device=device)
-    written: list[int] = []  # tells a backward pass left out from gradients that are cleared before they are used
+    written: list[
+        int
+    ] = []  # tells a backward pass left out from gradients that are cleared before they are used
     model.weight.register_post_accumulate_grad_hook(lambda _: written.append(1))
     loss_sum, num_tokens = trainer.train_step(batch([[0, 1, 2]], [[1, 2, -100]]))
     observe("gradients written by backward", len(written))

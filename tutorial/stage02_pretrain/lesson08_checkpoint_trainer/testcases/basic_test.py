@@ -68,9 +68,12 @@ def test_snapshot_does_not_move_with_the_live_state(lesson, expect, rng):
 
     update()
     live = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "betas": (0.9, [1, None])}
+    live["live"] = model.weight
     want_weight = model.weight.detach().clone()
     want_buffer = optimizer.state[model.weight]["momentum_buffer"].clone()
     taken = lesson.checkpoint.snapshot(live)
+    source = "taking a snapshot changes nothing: this weight goes on learning"
+    expect.equal("model.weight.requires_grad", model.weight.requires_grad, True, source=source, step=1)
     update()
     source = "the value when the snapshot was taken"
     expect.equal("model.weight", taken["model"]["weight"], want_weight, source=source, step=2)
@@ -97,7 +100,7 @@ def test_snapshot_refuses_what_safe_loading_refuses(lesson, expect, what):
         "numpy array": np.zeros(2),
         "Path": Path("runs"),
         "function": len,
-        "numpy key": {np.int64(3): 1.0},
+        "numpy key": {"plain": 1.0, np.int64(3): 1.0},
         "in a list": [0.1, np.float64(0.2)],
     }[what]
     plain = {"config": {"lr": 0.1, "name": "x", "on": True, "none": None, 3: 4}}
@@ -352,8 +355,10 @@ def test_logger_writes_one_json_line_a_call(lesson, expect, tmp_path):
     ids=["None", "text", "two numbers", "list", "no metric", "named step", "step goes back", "step 5.5"],
 )
 def test_logger_refuses_what_is_no_number(lesson, expect, tmp_path, metrics, step, word):
-    """A line at step 5, then a call that makes no sense, then another line at step 5."""
+    """A line at step −1, refused; a line at step 5, then a call that makes no sense, then another line at step 5."""
     logger = lesson.logger.TrainerLogger(tmp_path)
+    with expect.raises(ValueError, match="-1", source="a step is the number of updates made so far"):
+        logger.log({"loss": 1.0}, -1)
     logger.log({"loss": 2.0}, 5)
     with expect.raises(ValueError, match=word, source="a sentence with the name"):
         logger.log(metrics, step)
