@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 PROVE := $(VENV_PYTHON) -m pytest -q -rs
 
-.PHONY: help learn test train lint types gates torture sweep bench clean ready
+.PHONY: help learn test train lint types gates torture sweep bench docs docs-test docs-ready clean ready
 
 help:
 	@echo "make learn   install, and start the course: the map, your next lesson, what to do next"
@@ -15,6 +15,8 @@ help:
 	@echo "make torture the fault matrix: what may happen to a checkpoint, done to ours (half an hour)"
 	@echo "make sweep   kill training runs again and again, resume them, compare every bit (minutes)"
 	@echo "make bench   what training/ costs beside plain torch (minutes, 5 GB of disk)"
+	@echo "make docs    build the site, English and Chinese, into site/ (open site/index.html; needs no network)"
+	@echo "make docs-test  build it, check every link, and open every page in a browser (minutes)"
 	@echo "make clean   remove .venv, caches and runs; your code and your progress stay"
 
 ready:
@@ -57,5 +59,23 @@ bench: ready
 	$(VENV_PYTHON) -m benchmarks.overhead --check
 	$(VENV_PYTHON) -m benchmarks.checkpoint --check
 
+docs-ready:
+	@$(PYTHON) course/bootstrap.py docs
+
+docs: docs-ready
+	$(VENV_PYTHON) -m course docs build
+	$(VENV_PYTHON) -m course docs check
+
+docs-test: docs-ready
+	$(VENV_PYTHON) -m course docs build
+	$(VENV_PYTHON) -m course docs chromium
+	@# Two processes again: the browser, and everything else.
+	@mkdir -p .course; \
+	DOCS_SITE=site $(PROVE) testcases/site/browser_test.py > .course/browser.log 2>&1 & browser=$$!; \
+	trap 'kill $$browser' INT TERM; \
+	DOCS_SITE=site $(PROVE) testcases/site --ignore testcases/site/browser_test.py; first=$$?; \
+	wait $$browser; second=$$?; \
+	cat .course/browser.log; exit $$((first + second))
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs site *.egg-info

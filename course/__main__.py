@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from course import lang, maintenance
+from course import lang, maintenance, publish
 from course.errors import CourseError
 from course.lang import tr
+from course.notebooks import command as notebooks
 from course.registry import ROOT, Lesson, exam, find_lesson, find_task, lessons
+from course.site import command as site
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -110,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         tr("the map, a check of your next lesson, what to do next", "地图、下一课的检查、接下来做什么"),
     )
     maintenance.add_commands(add)
+    publish.add_commands(add)
+    notebooks.add_commands(add)
+    site.add_commands(add)
     return parser
 
 
@@ -191,7 +196,7 @@ def check(options: argparse.Namespace) -> int:
         lang.current(),
     ]
     arguments += ["--explain"] if options.explain else []
-    return int(pytest.main([*arguments, "--impl", options.impl, *targets]))
+    return int(pytest.main([*arguments, f"--impl={options.impl}", *targets]))
 
 
 def watch(options: argparse.Namespace) -> int:

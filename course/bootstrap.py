@@ -1,4 +1,5 @@
 """Make `.venv` ready: `python3 course/bootstrap.py`. The Makefile calls this before everything else.
+`python3 course/bootstrap.py docs` adds requirements-docs.txt to it.
 
 Uses the standard library only and the oldest syntax that does, since it runs before anything is installed and on
 whatever `python3` is. `.venv` counts as ready only when its last act, writing `.venv/installed.txt`, was done
@@ -14,25 +15,30 @@ import sys
 MINIMUM = (3, 11)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
-STAMP = os.path.join(VENV, "installed.txt")
+# What may be installed, and the file that its last act writes.
+STAMPS = {
+    "requirements.txt": os.path.join(VENV, "installed.txt"),
+    "requirements-docs.txt": os.path.join(VENV, "installed-docs.txt"),
+}
 PYTHON = os.path.join(
     VENV, "Scripts" if os.name == "nt" else "bin", "python.exe" if os.name == "nt" else "python"
 )
 
 
-def fingerprint():
-    """What an install depends on: the requirements and the package's metadata."""
+def fingerprint(requirements):
+    """What an install depends on: the requirements (those of the course, too) and the package's metadata."""
     digest = hashlib.sha256()
-    for name in ("requirements.txt", "pyproject.toml"):
+    names = ["requirements.txt", "pyproject.toml"]
+    for name in names if requirements in names else [*names, requirements]:
         with open(os.path.join(ROOT, name), "rb") as file:
             digest.update(hashlib.sha256(file.read()).digest())
     return digest.hexdigest()
 
 
-def finished_install():
+def finished_install(requirements):
     """The fingerprint that `.venv` was installed to the end for; "" when it was not, was moved, or is broken."""
     try:
-        with open(STAMP) as file:
+        with open(STAMPS[requirements]) as file:
             digest, place = file.read().splitlines()
         works = place == VENV and subprocess.call([PYTHON, "-c", ""], stderr=subprocess.DEVNULL) == 0
         return digest if works else ""
@@ -64,19 +70,22 @@ def create(python):
         )
 
 
-def install():
+def install(requirements, size):
     """Install the requirements into `.venv`; the stamp goes first and comes back last."""
-    print("Installing into .venv (about a minute, 1.3 GB) ...", flush=True)
-    if os.path.exists(STAMP):
-        os.unlink(STAMP)
+    print("Installing %s into .venv (%s) ..." % (requirements, size), flush=True)
+    stamp = STAMPS[requirements]
+    if os.path.exists(stamp):
+        os.unlink(stamp)
     pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if subprocess.call([*pip, "-r", "requirements.txt"], cwd=ROOT) != 0:
-        stop("pip could not install requirements.txt (its message is above); .venv is not used until it can.")
-    with open(STAMP + ".new", "w") as file:
-        file.write("%s\n%s\n" % (fingerprint(), VENV))
+    if subprocess.call([*pip, "-r", requirements], cwd=ROOT) != 0:
+        stop(
+            "pip could not install %s (its message is above); .venv is not used until it can." % requirements
+        )
+    with open(stamp + ".new", "w") as file:
+        file.write("%s\n%s\n" % (fingerprint(requirements), VENV))
         file.flush()
         os.fsync(file.fileno())
-    os.replace(STAMP + ".new", STAMP)
+    os.replace(stamp + ".new", stamp)
 
 
 def stop(sentence):
@@ -85,16 +94,21 @@ def stop(sentence):
 
 
 def main():
-    finished = finished_install()
-    if finished == fingerprint():
-        return
-    python = find_python()
-    if python is None:
-        stop("Python %d.%d or newer is needed, this is %s." % (*MINIMUM, sys.version.split()[0]))
+    finished = finished_install("requirements.txt")
     try:
-        if not finished:
-            create(python)
-        install()
+        if finished != fingerprint("requirements.txt"):
+            python = find_python()
+            if python is None:
+                stop("Python %d.%d or newer is needed, this is %s." % (*MINIMUM, sys.version.split()[0]))
+            if not finished:
+                create(python)
+            install("requirements.txt", "about a minute, 1.3 GB")
+        if sys.argv[1:] == ["docs"]:
+            docs = "requirements-docs.txt"
+            if finished_install(docs) != fingerprint(docs):
+                install(docs, "seconds, 150 MB")
+        elif sys.argv[1:]:
+            stop("expected nothing or 'docs', got %s" % " ".join(sys.argv[1:]))
     except KeyboardInterrupt:
         stop("interrupted; the next call starts the install afresh.")
 

@@ -1,4 +1,5 @@
-"""`course build`: write the skeletons; `course build --check`: skeletons, tasks, tests, pages and fingerprints agree.
+"""`course build`: write the skeletons; `course build --check`: skeletons, tasks, tests, pages, fingerprints and
+the gallery of mistakes agree.
 
 `tutorial/skeletons.sha256` holds the digest of every generated file, in the format of `sha256sum -c`. A file
 in `tutorial/` that differs from its digest was edited by a student and is left alone unless `--force` is given.
@@ -10,14 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from course import fingerprints, pages
+from course import fingerprints, gallery, pages
 from course.errors import CourseError
 from course.mistakes import read_catalogue
 from course.progress import write_text
-from course.registry import ROOT, SOLUTIONS, TUTORIAL, Lesson, exam, lessons
+from course.registry import ROOT, SOLUTIONS, TUTORIAL, Lesson, exam, has_solutions, lessons
 from course.skeleton import find_regions, make_skeleton
 
 MANIFEST = TUTORIAL / "skeletons.sha256"
+RELEASED = TUTORIAL / ".skeletons"  # of a student release, where they cannot be made from solutions
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def file_digest(path: Path) -> str:
 
 def skeletons(lesson: Lesson) -> list[Skeleton]:
     """The lesson's files as the student gets them."""
-    found = []
+    kept = [] if has_solutions() else sorted((RELEASED / lesson.path).glob("*.py"))
+    found = [Skeleton(lesson.folder / path.name, path.read_text(encoding="utf-8")) for path in kept]
     for path in lesson.solution_files():
         name = str(path.relative_to(ROOT))
         found.append(
@@ -104,7 +107,10 @@ def check(chosen: list[Lesson]) -> list[str]:
             problems += _check_catalogue(lesson)
         except CourseError as error:
             problems.append(str(error))
-    return problems
+    try:
+        return problems + gallery.check()
+    except CourseError as error:  # said above already, of its lesson
+        return problems if str(error) in problems else [*problems, str(error)]
 
 
 def _check_folders() -> list[str]:

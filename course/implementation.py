@@ -16,7 +16,7 @@ from types import ModuleType
 
 from course.errors import CourseError
 from course.lang import tr
-from course.registry import ROOT, Lesson, find_lesson
+from course.registry import ROOT, Lesson, find_lesson, require_solutions
 
 
 class Implementation:
@@ -29,6 +29,8 @@ class Implementation:
             self.root = ROOT / asked
         else:
             self.root = (here or Path.cwd()).joinpath(Path(asked).expanduser()).resolve()
+        if asked == "solutions":
+            require_solutions("--impl solutions")
         if not self.root.is_dir():
             raise CourseError(
                 tr(

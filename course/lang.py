@@ -4,6 +4,8 @@ The choice, first that is set wins: `--lang`, `COURSE_LANG`, the locale (`LC_ALL
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from course.errors import CourseError
 
@@ -17,6 +19,18 @@ def choose(name: str | None) -> None:
     if name is not None and name not in LANGUAGES:
         raise CourseError(f"language must be one of {', '.join(LANGUAGES)}, got {name!r}")
     _chosen = name
+
+
+@contextmanager
+def speaking(name: str) -> Iterator[None]:
+    """This language inside the block: for pages that are written in both."""
+    global _chosen
+    before = _chosen
+    choose(name)
+    try:
+        yield
+    finally:
+        _chosen = before
 
 
 def current() -> str:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from course.errors import CourseError
 from course.lang import tr
-from course.registry import ROOT, TUTORIAL, Lesson, find_lesson, lessons
+from course.registry import ROOT, TUTORIAL, Lesson, find_lesson, lessons, require_solutions
 
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
@@ -69,9 +69,11 @@ def _add_lessons_and_jobs(command: argparse.ArgumentParser) -> None:
 
 
 def build(options: argparse.Namespace) -> int:
-    """Write the skeletons, or check that everything agrees."""
+    """Write the skeletons, the fingerprints and the gallery, or check that everything agrees."""
     from course import build as builder
+    from course import gallery
 
+    require_solutions("`course build`")
     chosen = _chosen(options.lessons)
     if options.check:
         problems = builder.check(chosen)
@@ -85,6 +87,8 @@ def build(options: argparse.Namespace) -> int:
         print(tr(f"wrote tutorial/{name}", f"已写入 tutorial/{name}"))
     for lesson in chosen:
         _build_fingerprints(lesson)
+    if made := gallery.build():
+        print(tr(f"wrote {len(made)} files of docs/mistakes", f"已写入 docs/mistakes 的 {len(made)} 个文件"))
     for name in kept:
         print(
             tr(
@@ -151,6 +155,7 @@ def gates(options: argparse.Namespace) -> int:
     from course import gates as prover
     from course.tables import print_table
 
+    require_solutions("`course gates`")
     chosen = _chosen(options.lessons)
     total = prover.count_trials(chosen)
     with _progress("gates", total) as advance:
@@ -173,6 +178,7 @@ def mistakes(options: argparse.Namespace) -> int:
     """List the known mistakes; --matrix and --mutants measure what the tests and the diagnosis make of mistakes."""
     from course.mistakes import read_catalogue
 
+    require_solutions("`course mistakes`")
     chosen = _chosen(options.lessons)
     if options.matrix:
         return _matrix(chosen, options)

@@ -2,8 +2,12 @@
 
 `testcases/mistakes/<lesson>.toml` holds `[[mistake]]` and `[[variant]]` tables; CONTRIBUTING.md describes
 them. Every patch must apply, exactly once, or reading the catalogue is an error that names the file and the entry.
+
+A student release (course/release.py) has neither solutions nor patches. There an entry has `places` instead: the file
+and the function of each patch.
 """
 
+import ast
 import shutil
 import tomllib
 from dataclasses import dataclass, field
@@ -12,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from course.errors import CourseError
-from course.registry import MISTAKES, ROOT, SOLUTIONS, Lesson
+from course.registry import MISTAKES, ROOT, SOLUTIONS, Lesson, has_solutions
 from course.skeleton import find_regions
 
 _MISTAKE_KEYS = {"id", "task", "patch", "caught_by", "says", "says_zh", "seen", "raises"}
+_RELEASED_KEYS = (_MISTAKE_KEYS - {"patch"}) | {"places"}
 _VARIANT_KEYS = {"id", "patch", "says"}
 _regions = cache(find_regions)  # of a solution, which dozens of entries patch
 
@@ -41,6 +46,7 @@ class Entry:
     caught_by: tuple[str, ...] = ()
     raises: str = ""
     seen: str = ""
+    places: tuple[tuple[str, str], ...] = ()  # only in a student release; see `places`
 
 
 @dataclass
@@ -67,9 +73,10 @@ def read_catalogue(lesson: Lesson) -> Catalogue:
         raise CourseError(f"{name}: {error}") from error
     if unknown := set(table) - {"mistake", "variant"}:
         raise CourseError(f"{name}: unknown tables {', '.join(sorted(unknown))}")
+    keys = _MISTAKE_KEYS if has_solutions() else _RELEASED_KEYS
     sources = {file.name: file.read_text(encoding="utf-8") for file in lesson.solution_files()}
     catalogue = Catalogue(
-        [_read_entry(name, item, lesson, sources, _MISTAKE_KEYS) for item in table.get("mistake", [])],
+        [_read_entry(name, item, lesson, sources, keys) for item in table.get("mistake", [])],
         [_read_entry(name, item, lesson, sources, _VARIANT_KEYS) for item in table.get("variant", [])],
     )
     ids = [entry.id for entry in catalogue.mistakes + catalogue.variants]
@@ -82,13 +89,13 @@ def _read_entry(
     name: str, item: dict[str, Any], lesson: Lesson, sources: dict[str, str], keys: set[str]
 ) -> Entry:
     where = f"{name}: {item.get('id', '(no id)')}"
-    is_mistake = keys is _MISTAKE_KEYS
+    is_mistake = keys is not _VARIANT_KEYS
     required = (keys - {"seen", "raises"}) if is_mistake else keys
     if missing := sorted(key for key in required if not item.get(key)):
         raise CourseError(f"{where}: `{'`, `'.join(missing)}` missing or empty")
     if unknown := set(item) - keys:
         raise CourseError(f"{where}: unknown keys {', '.join(sorted(unknown))}")
-    patches = tuple(_locate(where, pair, sources) for pair in item["patch"])
+    patches = tuple(_locate(where, pair, sources) for pair in item.get("patch", []))
     if not is_mistake:
         return Entry(item["id"], patches, item["says"])
     if lesson.task(item["task"]) is None:
@@ -104,6 +111,7 @@ def _read_entry(
         tuple(item["caught_by"]),
         item.get("raises", ""),
         item.get("seen", ""),
+        tuple((file, function) for file, function in item.get("places", [])),
     )
 
 
@@ -127,6 +135,36 @@ def _check_inside(where: str, patch: Patch, task: str, source: str) -> None:
     last = source.count("\n", 0, start + len(patch.old.rstrip("\n"))) + 1
     if not any(r.task == task and r.begin < first and last < r.end for r in _regions(source, patch.file)):
         raise CourseError(f"{where}: {patch.file}:{first}-{last} is outside the regions of task {task}")
+
+
+def places(lesson: Lesson, entry: Entry) -> tuple[tuple[str, str], ...]:
+    """(file, dotted name of the innermost function) of each patch; the name is empty outside of functions."""
+    if entry.places or not entry.patches:
+        return entry.places
+    found = []
+    for patch in entry.patches:
+        source = (lesson.solution_folder / patch.file).read_text(encoding="utf-8")
+        line = source.count("\n", 0, source.index(patch.old)) + 1
+        inside = [(start, name) for name, (start, end) in functions(source).items() if start <= line <= end]
+        found.append((patch.file, max(inside, default=(0, ""))[1]))  # the innermost one begins last
+    return tuple(dict.fromkeys(found))
+
+
+def functions(source: str) -> dict[str, tuple[int, int]]:
+    """Dotted name → (first line, last line) of every function of a module."""
+    found: dict[str, tuple[int, int]] = {}
+
+    def visit(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            name = prefix
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                name = f"{prefix}{child.name}."
+                if not isinstance(child, ast.ClassDef):
+                    found[name[:-1]] = (child.lineno, child.end_lineno or child.lineno)
+            visit(child, name)
+
+    visit(ast.parse(source), "")
+    return found
 
 
 def write_patched(lesson: Lesson, entry: Entry, target: Path) -> None:

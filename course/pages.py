@@ -1,8 +1,11 @@
-"""Checks of a lesson's pages: both languages have the same bones, and each names every task and its tests."""
+"""Checks of a lesson's pages: the headings that every lesson has, all of its tasks, and two languages that agree.
 
-import re
-from pathlib import Path
+What is compared between the languages is in course/drift.py.
+"""
 
+from course import drift
+from course.drift import DIAGRAMS
+from course.markdown import read_page, read_sections
 from course.registry import ROOT, Lesson
 
 HEADINGS = (
@@ -20,47 +23,31 @@ HEADINGS = (
 def check(lesson: Lesson) -> list[str]:
     """Everything in which README.md and README_zh.md fall short, one sentence each."""
     problems = []
-    texts = []
-    for language, file in enumerate(("README.md", "README_zh.md")):
-        path = lesson.folder / file
+    paths = [lesson.folder / file for file in ("README.md", "README_zh.md")]
+    for language, path in enumerate(paths):
         name = path.relative_to(ROOT)
         if not path.is_file():
             return [f"{name} is missing"]
-        text = path.read_text(encoding="utf-8")
-        texts.append(text)
+        sections = read_page(path).sections
         wanted = [pair[language] for pair in HEADINGS]
-        found = _headings(text, 2)
+        found = [section.title for section in sections if section.level == 2]
         if found != wanted:
             problems.append(f"{name}: the second-level headings must be {wanted}, got {found}")
-        tasks = _section(text, wanted[4])
+        tasks = next((s for s in sections if s.title == wanted[4]), sections[0])
+        text = "\n".join(tasks.prose)
         problems += [
-            f"{name}: task {t.id} is not in the task table" for t in lesson.tasks if f"{t.id}" not in tasks
+            f"{name}: task {t.id} is not in the task table" for t in lesson.tasks if t.id not in text
         ]
-        problems += _check_links(path, text)
-    problems += _compare(lesson, *texts)
-    return problems
-
-
-def _compare(lesson: Lesson, english: str, chinese: str) -> list[str]:
-    """The two languages have the same code blocks, figures and numbers of tables and sub-headings."""
-    where = f"tutorial/{lesson.path}/README.md and README_zh.md"
-    problems = []
-    for what, first, second in (
-        ("code blocks", code_blocks(english), code_blocks(chinese)),
-        ("figures", _figures(english), _figures(chinese)),
-        ("table rows", _table_rows(english), _table_rows(chinese)),
-        ("third-level headings", len(_headings(english, 3)), len(_headings(chinese, 3))),
-    ):
-        if first != second:
-            problems.append(f"{where} differ in their {what}")
-    return problems
+    return problems + drift.compare(paths[0], paths[1], ROOT)
 
 
 def code_blocks(text: str) -> list[tuple[str, str]]:
     """(language, text) of every fenced block; in diagrams (`text`, `mermaid`) only the language counts, since
     the words in them are translated."""
-    blocks = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", text, re.MULTILINE | re.DOTALL)
-    return [(language, "" if language in ("", "text", "mermaid") else body) for language, body in blocks]
+    blocks = [block for section in read_sections(text) for block in section.blocks]
+    return [
+        (b.language, "" if b.language in DIAGRAMS else "".join(f"{x}\n" for x in b.lines)) for b in blocks
+    ]
 
 
 def console_blocks(text: str) -> list[tuple[str, str]]:
@@ -71,33 +58,3 @@ def console_blocks(text: str) -> list[tuple[str, str]]:
             command, _, output = body[2:].partition("\n")
             found.append((command.strip(), output))
     return found
-
-
-def _without_code(text: str) -> str:
-    return re.sub(r"^```.*?^```\s*$", "", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def _headings(text: str, level: int) -> list[str]:
-    return re.findall(rf"^{'#' * level} (.+?)\s*$", _without_code(text), re.MULTILINE)
-
-
-def _section(text: str, heading: str) -> str:
-    match = re.search(rf"^## {re.escape(heading)}\s*$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    return match[1] if match else ""
-
-
-def _figures(text: str) -> list[str]:
-    return re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
-
-
-def _table_rows(text: str) -> int:
-    return len(re.findall(r"^\|.*\|\s*$", _without_code(text), re.MULTILINE))
-
-
-def _check_links(path: Path, text: str) -> list[str]:
-    """Links to files of the repository lead somewhere."""
-    problems = []
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", _without_code(text)):
-        if "://" not in target and not (path.parent / target).exists():
-            problems.append(f"{path.relative_to(ROOT)}: the link to {target} leads nowhere")
-    return problems

@@ -194,6 +194,22 @@ def _read_task(path: Path, number: str, item: dict) -> Task:
     return Task(*(item[key] for key in _TASK_KEYS))
 
 
+def has_solutions() -> bool:
+    """False in a student release, which `course release` makes."""
+    return SOLUTIONS.is_dir()
+
+
+def require_solutions(what: str) -> None:
+    """Raise a CourseError in a student release; `what` needs the solutions."""
+    if not has_solutions():
+        raise CourseError(
+            tr(
+                f"This is a student release, without solutions: {what} does not work here.",
+                f"这是不含参考答案的学生版，不能用 {what}。",
+            )
+        )
+
+
 def find_lesson(asked: str) -> Lesson:
     """The lesson for "2", "02", "adamw", a folder name or a path; else an error with the nearest name."""
     known = lessons()

@@ -21,7 +21,7 @@ from course.outcomes import (
     points,
 )
 from course.progress import write_text
-from course.registry import Exam, Lesson
+from course.registry import Exam, Lesson, has_solutions
 
 if TYPE_CHECKING:
     from course.run import Run
@@ -138,6 +138,8 @@ def _when_passed(lesson: Lesson, results: list[TaskResult]) -> str:
         )
     if isinstance(lesson, Exam):
         return tr("Done: the whole stack is yours.", "完成：整个训练栈都是你自己写的。")
+    if not has_solutions():
+        return tr("Done: all tests pass.", "完成：全部测试通过。")
     return tr(
         f"Done. `course diff {lesson.number}` shows your code beside the solution.",
         f"完成。`course diff {lesson.number}` 可以把你的代码和参考答案对照着看。",

@@ -3,7 +3,6 @@
 The corrected lines are shown only with `--explain`.
 """
 
-import ast
 import difflib
 import textwrap
 from pathlib import Path
@@ -11,9 +10,9 @@ from pathlib import Path
 from course.diagnosis import Diagnosis, Match, diagnose, entries_of
 from course.errors import CourseError
 from course.lang import current, tr
-from course.mistakes import Entry, Patch
+from course.mistakes import Entry, functions, places
 from course.outcomes import FAILED, TIMEOUT, TestOutcome
-from course.registry import Lesson
+from course.registry import Lesson, has_solutions
 from course.skeleton import without_markers
 
 _WIDTH = 100
@@ -40,7 +39,7 @@ def lines(
             rows += _match(lesson, match, folder, explain)
     except CourseError as error:
         return [tr(f"No diagnosis: {error}", f"无法诊断：{error}")], set()
-    if not explain:
+    if not explain and has_solutions():
         rows.append(tr("`--explain` shows the lines that do it.", "加上 `--explain` 可以看到出错的那几行。"))
     return rows, {match.task for match in found.named}
 
@@ -67,8 +66,8 @@ def _match(lesson: Lesson, match: Match, folder: Path, explain: bool) -> list[st
             )
         )
     for entry in entries_of(lesson, match):
-        places = ", ".join(dict.fromkeys(_place(lesson, patch, folder) for patch in entry.patches))
-        rows.append(f"  {entry.id} · " + tr("task", "任务") + f" {entry.task} · {places}")
+        where = ", ".join(dict.fromkeys(_place(*place, folder) for place in places(lesson, entry)))
+        rows.append(f"  {entry.id} · " + tr("task", "任务") + f" {entry.task} · {where}")
         rows += _wrapped(entry.says_zh if current() == "zh" else entry.says)
         if entry.seen:
             rows.append("    " + tr("Others made it too: ", "真实项目里也有人犯过：") + entry.seen)
@@ -84,41 +83,26 @@ def _wrapped(text: str) -> list[str]:
     )
 
 
-def _place(lesson: Lesson, patch: Patch, folder: Path) -> str:
-    """File, line and function in the student's code that correspond to a place in the solution."""
-    source = (lesson.solution_folder / patch.file).read_text(encoding="utf-8")
-    line = source.count("\n", 0, source.index(patch.old)) + 1
-    inside = [(start, name) for name, (start, end) in _functions(source).items() if start <= line <= end]
-    if not inside:
-        return patch.file
-    name = max(inside)[1]  # the innermost one begins last
+def _place(file: str, function: str, folder: Path) -> str:
+    """File, line and function in the student's code."""
     try:
-        own = _functions((folder / patch.file).read_text(encoding="utf-8"))
+        own = functions((folder / file).read_text(encoding="utf-8"))
     except (OSError, SyntaxError):
         own = {}
-    where = f"{patch.file}:{own[name][0]}" if name in own else patch.file
-    return f"{where} {name}"
-
-
-def _functions(source: str) -> dict[str, tuple[int, int]]:
-    """Dotted name → (first line, last line) of every function of a module."""
-    found: dict[str, tuple[int, int]] = {}
-
-    def visit(node: ast.AST, prefix: str) -> None:
-        for child in ast.iter_child_nodes(node):
-            name = prefix
-            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                name = f"{prefix}{child.name}."
-                if not isinstance(child, ast.ClassDef):
-                    found[name[:-1]] = (child.lineno, child.end_lineno or child.lineno)
-            visit(child, name)
-
-    visit(ast.parse(source), "")
-    return found
+    where = f"{file}:{own[function][0]}" if function in own else file
+    return f"{where} {function}".rstrip()
 
 
 def _explained(lesson: Lesson, entry: Entry) -> list[str]:
     """The mistake's lines against the solution's, as a diff."""
+    if not has_solutions():
+        return [
+            "    "
+            + tr(
+                "--explain shows nothing here: this is a student release, without solutions.",
+                "--explain 在这里不起作用：这是不含参考答案的学生版。",
+            )
+        ]
     rows: list[str] = []
     for file in dict.fromkeys(patch.file for patch in entry.patches):
         right = wrong = (lesson.solution_folder / file).read_text(encoding="utf-8")

@@ -73,12 +73,12 @@ def adopt(lesson: Lesson, force: bool) -> tuple[list[Path], Path | None]:
 
 def reset(lesson: Lesson, force: bool) -> tuple[list[Path], Path | None]:
     """Bring the empty skeletons back. Returns (files written, backup folder)."""
-    _solutions(lesson)
     return _replace(lesson, {s.path: s.text for s in skeletons(lesson)}, force, "reset")
 
 
 def diff(lesson: Lesson, spoil: bool) -> list[str]:
     """The student's files beside the solution, as a unified diff; only after the tests pass, or with `spoil`."""
+    files = _solutions(lesson)
     now = standing(lesson)
     if not spoil and not now.done:
         raise CourseError(
@@ -90,7 +90,7 @@ def diff(lesson: Lesson, spoil: bool) -> list[str]:
             )
         )
     lines: list[str] = []
-    for path in _solutions(lesson):
+    for path in files:
         mine = lesson.folder / path.name
         yours = mine.read_text(encoding="utf-8") if mine.is_file() else ""
         lines += difflib.unified_diff(
