@@ -80,5 +80,5 @@ def test_front_page_links_each_lesson_and_has_its_counts(lesson, page):
     tests, catalogue = len(lesson_tests(lesson)), read_catalogue(lesson)
     mistakes, variants = len(catalogue.mistakes), len(catalogue.variants)
     (row,) = (line for line in text.splitlines() if line.startswith(f"| {lesson.name} |"))
-    want = [tests, len(lesson.tasks), *(f"{n}/{n}" for n in (tests, tests, mistakes, variants))]
-    assert [cell.strip() for cell in row.split("|")[2:8]] == [str(value) for value in want]
+    want = [tests, len(lesson.tasks), *(f"{n}/{n}" for n in (tests, tests, mistakes, mistakes, variants))]
+    assert [cell.strip() for cell in row.split("|")[2:9]] == [str(value) for value in want]

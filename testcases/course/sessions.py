@@ -30,7 +30,7 @@ _COPIED = (
     "conftest.py",
     "pyproject.toml",
 )
-_BLOCK = re.compile(r"(?ms)^(<!-- session: (\S+) -->\n+```text\n)(.*?)(^```$)")
+_BLOCK = re.compile(r"(?ms)^(<!-- session: (\S+) -->\n+```output\n)(.*?)(^```$)")
 
 
 @dataclass(frozen=True)
