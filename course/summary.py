@@ -118,7 +118,7 @@ def next_move(lesson: Lesson, results: list[TaskResult], students: bool, named: 
     if first.todo:
         path = next((p for p in lesson.student_files() if p.name == first.todo.todo_file), None)
         place = f" ({_relative(path)}:{first.todo.todo_line})" if path else ""
-    elif first.waits_for:
+    elif first.state == TODO and first.waits_for:
         place = tr(f" (it waits for task {first.waits_for})", f"（等待任务 {first.waits_for}）")
     return tr(
         f"Next: task {first.task.id}, {first.task.title}{place}. A hint: `course hint {first.task.id}`.",
