@@ -53,7 +53,7 @@ def diagnose(lesson: Lesson, outcomes: list[TestOutcome]) -> Diagnosis:
             f"需要完整的测试文件，而有 {len(missing)} 个测试没有运行",
         )
     else:
-        tasks = {entry.id: entry.task for entry in read_catalogue(lesson).mistakes}
+        tasks = {entry.id: entry.task for entry in read_catalogue(lesson).mistakes if not entry.varies}
         result.named = _Matching(bank, tasks, mine).named()
         if not result.named:
             result.reason = tr("no known mistake explains all of this", "已知的错误都不能完全解释这些结果")

@@ -19,7 +19,7 @@ from course.errors import CourseError
 from course.registry import MISTAKES, ROOT, SOLUTIONS, Lesson, has_solutions
 from course.skeleton import find_regions
 
-_MISTAKE_KEYS = {"id", "task", "patch", "caught_by", "says", "says_zh", "seen", "raises"}
+_MISTAKE_KEYS = {"id", "task", "patch", "caught_by", "says", "says_zh", "seen", "raises", "varies"}
 _RELEASED_KEYS = (_MISTAKE_KEYS - {"patch"}) | {"places"}
 _VARIANT_KEYS = {"id", "patch", "says"}
 _regions = cache(find_regions)  # of a solution, which dozens of entries patch
@@ -47,6 +47,7 @@ class Entry:
     raises: str = ""
     seen: str = ""
     places: tuple[tuple[str, str], ...] = ()  # only in a student release; see `places`
+    varies: bool = False  # it shows other values in every run, so that no values can identify it
 
 
 @dataclass
@@ -90,7 +91,7 @@ def _read_entry(
 ) -> Entry:
     where = f"{name}: {item.get('id', '(no id)')}"
     is_mistake = keys is not _VARIANT_KEYS
-    required = (keys - {"seen", "raises"}) if is_mistake else keys
+    required = (keys - {"seen", "raises", "varies"}) if is_mistake else keys
     if missing := sorted(key for key in required if not item.get(key)):
         raise CourseError(f"{where}: `{'`, `'.join(missing)}` missing or empty")
     if unknown := set(item) - keys:
@@ -112,6 +113,7 @@ def _read_entry(
         item.get("raises", ""),
         item.get("seen", ""),
         tuple((file, function) for file, function in item.get("places", [])),
+        bool(item.get("varies", False)),
     )
 
 

@@ -179,8 +179,9 @@ def _released_entry(lesson: Lesson, entry: Entry) -> str:
         "says_zh": entry.says_zh,
         "seen": entry.seen,
         "raises": entry.raises,
+        "varies": entry.varies,
     }
-    # Strings and lists of strings look the same in JSON and in TOML.
+    # Strings, lists of strings and `true` look the same in JSON and in TOML.
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items() if value]
     return "\n".join(["[[mistake]]", *lines, ""])
 

@@ -105,6 +105,12 @@ def test_run_that_shows_too_little_gets_no_name(toy, edit, options, says):
     assert "toy-square" not in result.out
 
 
+def test_mistake_that_varies_from_run_to_run_gets_no_name(toy, edit):
+    edit(toy.mistakes, 'says = "You squared."', 'varies = true\nsays = "You squared."')
+    planted(toy, edit, SQUARE)
+    assert "No diagnosis: no known mistake explains all of this." in toy.pytest().out
+
+
 def test_changed_tests_get_no_name(toy, edit):
     planted(toy, edit, SQUARE)
     edit(toy.tests / "basic_test.py", "(3.0, 4.0)", "(3.0, 5.0)")

@@ -83,3 +83,11 @@ def test_gate_finds(toy, file, old, new, says):
     result = toy.course("gates")
     assert result.status == 1, result.text
     assert any(says in line for line in holes(result)), result.text
+
+
+def test_gate_compares_no_values_of_a_mistake_that_varies(toy, edit):
+    edit(toy.fingerprints, "0,9.0,3.0", "0,9.1,3.0")
+    edit(toy.mistakes, 'says = "You squared."', 'varies = true\nsays = "You squared."')
+    assert "does not see what the fingerprint says" not in toy.course("gates").out
+    edit(toy.fingerprints, 'basic_test::test_double_is_twice": [', 'basic_test::test_other": [')
+    assert "test_double_is_twice does not see what the fingerprint says" in toy.course("gates").out
