@@ -204,7 +204,8 @@ def _entry(shelf: Shelf, entry: Entry) -> list[str]:
             f"{test} 里各步的 {quantity}" if symptom.against else f"{test} 里各步 {quantity} 的偏差",
         )
         parts.append(f"![{_plain(what)}]({_figure_path(shelf.lesson, entry.id)})")
-        parts.append(f"*{_plain(_caption(symptom))}*")
+        caption = _plain(_caption(symptom))
+        parts.append(tr(f"*{caption}*", caption))  # Chinese has no italics: browsers put dots below instead
     named = tr(", ", "、").join(f"`{test}`" for test in entry.caught_by)
     rows = [
         f"- {tr('First symptom', '最先的症状')}{tr(': ', '：')}{sentence(symptom)}"
