@@ -60,6 +60,8 @@ def test_interrupted_install_starts_afresh(clone):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # In the background of a script SIGINT is ignored, and a child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (clone / ".venv" / "bin").is_dir():
         assert process.poll() is None
