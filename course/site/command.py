@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from course.errors import CourseError
 from course.lang import tr
 from course.registry import ROOT
 
@@ -50,6 +51,13 @@ def docs(options: argparse.Namespace) -> int:
 
         print(install())
         return 0
+    if not (options.out / "index.html").is_file():  # nothing to look at would be nothing to find
+        raise CourseError(
+            tr(
+                f"{options.out} holds no site: `course docs build` first",
+                f"{options.out} 里没有网站：先运行 `course docs build`",
+            )
+        )
     if options.what == "check":
         from course.site.check import check
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from course.__main__ import main
 from course.site.check import check
 
 PAGE = (
@@ -81,3 +82,9 @@ def test_style_sheet_and_missing_twin_are_checked(site):
 
 def test_folder_without_pages_is_no_site(tmp_path):
     assert check(tmp_path).problems == [f"{tmp_path} holds no page: build the site first"]
+
+
+@pytest.mark.parametrize("what", ["check", "browse"])
+def test_folder_without_a_site_is_no_site_without_problems(what, tmp_path, capsys):
+    assert main(["docs", what, "--out", str(tmp_path)]) == 2
+    assert "holds no site" in capsys.readouterr().err
