@@ -317,13 +317,13 @@ with experiment():
     def added(seed, epoch):
         return torch.randperm(100, generator=torch.Generator().manual_seed(seed + epoch))
 
-    def yours(seed, epoch):
+    def hashed(seed, epoch):
         sampler = ResumableSampler(100, seed=seed)
         sampler.set_epoch(epoch)
         return torch.tensor(sampler.order())
 
     fig, axes = plt.subplots(1, 2, figsize=(7, 3))
-    for ax, order_of in zip(axes, (added, yours), strict=True):
+    for ax, order_of in zip(axes, (added, hashed), strict=True):
         orders = [[order_of(seed, epoch) for epoch in range(epochs)] for seed in seeds]
         same = torch.tensor([[float((a == b).double().mean()) for b in orders[1]] for a in orders[0]])
         image = ax.imshow(same, vmin=0, vmax=1, cmap="viridis", origin="lower")
