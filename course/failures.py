@@ -78,10 +78,16 @@ def _unwritten_task(error: BaseException | None) -> tuple[str, str, int] | None:
     while error is not None and seen < 10:
         match = _TASK.match(str(error)) if isinstance(error, NotImplementedError) else None
         if match:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            return match[1], Path(frame.filename).name, frame.lineno or 0
+            file, number, _ = _frames(error)[-1]
+            return match[1], Path(file).name, number
         error, seen = error.__cause__ or error.__context__, seen + 1
     return None
+
+
+def _frames(error: BaseException) -> list[tuple[str, int, str]]:
+    """(file, line number, function), outermost first; `traceback.extract_tb` reads each line and column too."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return [(frame.f_code.co_filename, number, frame.f_code.co_name) for frame, number in frames]
 
 
 def _own_frames(error: BaseException, root: Path) -> list[tuple[str, str]]:
@@ -90,29 +96,31 @@ def _own_frames(error: BaseException, root: Path) -> list[tuple[str, str]]:
     if isinstance(error, SyntaxError) and error.filename:
         return [(label, f"{Path(error.filename).name}:{error.lineno}    {(error.text or '').strip()}")]
     rows = []
-    for frame in traceback.extract_tb(error.__traceback__):
-        path = Path(frame.filename)
-        if _is_own(path, root):
-            line = (frame.line or "").strip()
-            rows.append((label, f"{path.name}:{frame.lineno} in {frame.name}    {line}"))
+    for file, number, name in _frames(error):
+        if _is_own(file, root):
+            linecache.checkcache(file)
+            line = linecache.getline(file, number).strip()
+            rows.append((label, f"{Path(file).name}:{number} in {name}    {line}"))
             label = ""
     return rows[-4:] if len(rows) <= 4 else [(tr("your code", "你的代码"), "…"), *rows[-3:]]
 
 
-def _is_own(path: Path, root: Path) -> bool:
+def _is_own(file: str, root: Path) -> bool:
     """Whether the file belongs to the implementation, and is not one of the tests that lie beside it."""
-    return path.is_relative_to(root) and "testcases" not in path.relative_to(root).parts
+    if not file.startswith(str(root)):  # most frames are torch's and pytest's, and paths are slow
+        return False
+    return Path(file).is_relative_to(root) and "testcases" not in Path(file).relative_to(root).parts
 
 
 def _innermost(error: BaseException, root: Path) -> str:
     """The implementation's function that the exception came out of, "" where it has no part in it."""
-    names = [f.name for f in traceback.extract_tb(error.__traceback__) if _is_own(Path(f.filename), root)]
+    names = [name for file, _, name in _frames(error) if _is_own(file, root)]
     return next((name for name in reversed(names) if name.isidentifier()), "")
 
 
 def _test_line(error: BaseException, item: "pytest.Item", with_text: bool) -> str:
     """file:line (and text) of the deepest line in the test file that the exception passed through."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == item.path]
+    lines = [number for file, number, _ in _frames(error) if file == str(item.path)]
     number = (lines[-1] if lines else None) or item.reportinfo()[1] or 1
     text = "    " + linecache.getline(str(item.path), number).strip() if with_text else ""
     return f"{item.path.parent.name}/{item.path.name}:{number} in {item.name}{text}"

@@ -17,7 +17,7 @@ from course.outcomes import TestOutcome
 from course.registry import STATE, Lesson
 
 _FILE = STATE / "progress.json"
-_KEPT = {
+_KEPT = (
     "nodeid",
     "lesson",
     "file",
@@ -28,7 +28,7 @@ _KEPT = {
     "todo_task",
     "todo_file",
     "todo_line",
-}
+)
 
 
 def source_digest(lesson: Lesson) -> str:
@@ -49,7 +49,7 @@ def record(ran: list[Lesson], outcomes: list[TestOutcome]) -> None:
             entry = {"digest": digest, "files": {}}
         for file in {o.file for o in outcomes if o.lesson == lesson.name}:
             entry["files"][file] = [
-                {key: value for key, value in o.as_json().items() if key in _KEPT}
+                {key: getattr(o, key) for key in _KEPT}
                 for o in outcomes
                 if o.lesson == lesson.name and o.file == file
             ]

@@ -116,10 +116,10 @@ class _Collector:
             os._exit(1)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtestloop(self, session: pytest.Session) -> None:
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         """Collected. From here on this process only watches, and forks; a run returns, and pytest goes on in it."""
-        if session.testsfailed or self.run is not None:
-            return
+        if session.testsfailed:
+            return None
         gc.collect()
         gc.freeze()  # the runs' garbage collections leave these objects, and their pages, alone
         while self.session.wait():
@@ -127,13 +127,13 @@ class _Collector:
             with _blocked_signals():
                 child = _fork()
                 if child is None:
-                    self._become_run(session, folder)
-                    return
+                    self._become_run(session, folder).loop(session)
+                    return True
                 os.setpgid(child.pid, child.pid)  # as the child does: whoever comes first
                 self.session.running(child)
         self._leave()
 
-    def _become_run(self, session: pytest.Session, folder: Path) -> None:
+    def _become_run(self, session: pytest.Session, folder: Path) -> OneRun:
         os.setpgid(0, 0)  # Ctrl-C goes to the collector, which ends this group
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # nobody answers a breakpoint() here
         for number in _SIGNALS:
@@ -143,6 +143,7 @@ class _Collector:
         session.config.pluginmanager.register(self.run)
         if not self.run.prepare(session):
             self.run.finish(1)
+        return self.run
 
     def _leave(self) -> NoReturn:
         following = self.session.next or self.session.lesson

@@ -1,4 +1,4 @@
-"""Which files were saved: a handful of files, looked at by `stat` every 30 ms.
+"""Which files were saved: a handful of files, looked at by `stat` every 20 ms.
 
 The kernel's notifications do not arrive on network mounts and in many containers, and editors save in different
 ways: in place, or by writing another file and renaming it. Time, size and inode of the file under its own name
@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-POLL = 0.03  # seconds between two looks
-_QUIET = 0.03  # a save is over when nothing has changed for so long
+POLL = 0.02  # seconds between two looks
+_QUIET = 0.02  # a save is over when nothing has changed for so long
 _RETURNS = 0.3  # a file that disappears is taken for deleted after so long: editors rename in two steps
 _LONGEST = 2.0  # something that never stops writing is not waited for any longer
 

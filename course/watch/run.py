@@ -22,8 +22,10 @@ from course.outcomes import FAILED, PASSED, SKIPPED, TIMEOUT, TODO, by_task
 from course.pytest_plugin import DEFAULT_LIMIT
 from course.registry import ROOT, Lesson, Task, find_lesson
 from course.run import run_of
+from course.watch.pair import Pair, run_one, worth_it
 
-_SLOW = 0.5  # seconds for which one waits without a first word
+_SLOW = 0.5  # seconds of tests for which one waits without a first word
+_LONG = 0.03  # seconds of a test that had better not be the last
 _LONGEST_NAME, _RECORD = 200, 1000  # characters of a test's name; bytes of the state's file
 
 
@@ -63,7 +65,9 @@ class OneRun:
         self.modules = set(sys.modules)
         self.state = open(folder / "state", "wb", buffering=0)  # noqa: SIM115  (open until the process ends)
         self.session: Any = None
-        self.first_part_ends = ""  # the last test of the current task, where a first word is wanted after it
+        self.first_part: set[str] = set()  # tests of the current task, where a first word is wanted after them
+        self.order: dict[str, int] = {}  # of the tests in the report
+        self.pair: Pair | None = None
 
     def prepare(self, session: pytest.Session) -> bool:
         """Order the tests; False when the student's files cannot even be parsed (and then it has said so)."""
@@ -88,19 +92,52 @@ class OneRun:
     def _order(self, items: list[pytest.Item]) -> None:
         """Current task first; cases on a GPU, which each new process has to start up, last."""
         task = self.task
-        items.sort(key=lambda item: (_on_gpu(item), task is None or not _is_of(item, task)))
-        if task is None:
-            return
         seconds = {o.nodeid: o.seconds for result in self.before for o in result.outcomes}
-        first = [item for item in items if not _on_gpu(item) and _is_of(item, task)]
-        rest = sum(seconds.get(item.nodeid, 0.0) for item in items if item not in first)
-        if first and rest > _SLOW:
-            self.first_part_ends = first[-1].nodeid
+
+        def place(item: pytest.Item) -> tuple[bool, bool]:
+            return _on_gpu(item), task is None or not _is_of(item, task)
+
+        items.sort(key=place)
+        self.order = {item.nodeid: number for number, item in enumerate(items)}
+        # What takes long begins early, so that two processes end together.
+        items.sort(key=lambda item: (*place(item), seconds.get(item.nodeid, 0.0) < _LONG))
+        first = {item.nodeid for item in items if place(item) == (False, False)}
+        if first and sum(seconds.values()) - sum(seconds.get(nodeid, 0.0) for nodeid in first) > _SLOW:
+            self.first_part = first
+
+    def loop(self, session: pytest.Session) -> None:
+        """Run the tests, two at a time where that is worth a second process. (Fresh processes have pytest's loop.)"""
+        shared = [item for item in session.items if not _on_gpu(item)]
+        if worth_it(len(shared)):
+            self.pair = Pair(session, shared)
+            self.pair.fork(self.folder / "helper", self)
+            for item in self.pair.mine():
+                self._test(session, item)
+            for item in self.pair.theirs_to_come():
+                self._write_state(item)
+                self._stop_if_wanted(session)
+            self._stop_if_wanted(session)
+        for item in session.items:
+            if self.pair is None or _on_gpu(item):
+                self._test(session, item)
+
+    def _test(self, session: pytest.Session, item: pytest.Item) -> None:
+        run_one(item)
+        self._stop_if_wanted(session)
+
+    def _stop_if_wanted(self, session: pytest.Session) -> None:
+        if session.shouldstop:
+            if self.pair is not None:
+                self.pair.kill()
+            raise session.Interrupted(session.shouldstop)
 
     # ------------------------------------------------------------------------------------- pytest's hooks
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
+        self._write_state(item)
+
+    def _write_state(self, item: pytest.Item) -> None:
         marker = item.get_closest_marker("limit")
         RunState(item.name, float(marker.args[0]) if marker else DEFAULT_LIMIT).write(self.state)
 
@@ -114,7 +151,10 @@ class OneRun:
             )
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        if nodeid != self.first_part_ends:
+        if nodeid not in self.first_part:
+            return
+        self.first_part.remove(nodeid)
+        if self.first_part:
             return
         now = run_of(self.session.config).outcomes
         ran = [o for o in now if o.outcome != SKIPPED]
@@ -142,13 +182,17 @@ class OneRun:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, exitstatus: int) -> Iterator[None]:
         """The report is printed and the progress kept: what pytest would tidy up now ends with the process."""
+        if self.session is not None:  # whoever ran them, the tests are reported in their order
+            run_of(self.session.config).outcomes.sort(key=lambda outcome: self.order[outcome.nodeid])
+            for reports in _terminal(self.session.config).stats.values():
+                reports.sort(key=lambda report: self.order.get(getattr(report, "nodeid", ""), 0))
         yield
         self.finish(int(exitstatus))
 
     def finish(self, status: int) -> NoReturn:
         """Tell how it ended and which modules the tests needed, and leave without waiting for anything."""
         partial = self.session is None or run_of(self.session.config).partial
-        new = set(sys.modules) - self.modules
+        new = set(sys.modules) - self.modules | (self.pair.modules if self.pair is not None else set())
         (self.folder / "modules").write_text("\n".join(sorted(new)), encoding="utf-8")
         RunState(ended=True, passed=status == 0 and not partial).write(self.state)
         sys.stdout.flush()

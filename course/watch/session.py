@@ -13,6 +13,7 @@ from typing import Protocol
 
 from course.lang import tr
 from course.registry import Exam, Lesson, lessons
+from course.verdict import prepare
 from course.watch.files import POLL, Watcher
 from course.watch.run import RunState
 from course.watch.words import BOLD, headline, introduce, say, say_death, say_done, say_killed
@@ -122,6 +123,7 @@ class Session:
         if state.ended:
             if hasattr(os, "fork"):
                 learn(self.folder)
+                prepare(self.lesson)
             self.kill()
             if state.passed:
                 say_done(self.lesson)

@@ -19,13 +19,11 @@ def sgd(*lrs):
 def rates_used(optimizer, scheduler, updates, metrics=None):
     """The rates that the optimizer holds when its step begins. `metrics`: one evaluation after each update."""
     used = []
-    handle = optimizer.register_step_pre_hook(
-        lambda opt, args, kwargs: used.append([float(group["lr"]) for group in opt.param_groups])
-    )
     for update in range(updates):
-        optimizer.step()
+        used.append([float(group["lr"]) for group in optimizer.param_groups])
+        if update == 0:  # its weights do not matter here, but torch's schedules warn where there was never a step
+            optimizer.step()
         scheduler.step(*([] if metrics is None else [metrics[update]]))
-    handle.remove()
     return used
 
 
