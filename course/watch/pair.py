@@ -156,7 +156,9 @@ class Pair:
         hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for warning_message, when, nodeid, location in recorded:
             arguments = {"when": when, "nodeid": nodeid, "location": location}
-            hook.pytest_warning_recorded.call_historic(kwargs={"warning_message": warning_message, **arguments})
+            hook.pytest_warning_recorded.call_historic(
+                kwargs={"warning_message": warning_message, **arguments}
+            )
         for report in reports:
             if hasattr(report, "course_outcome"):
                 run_of(item.config).outcomes.append(report.course_outcome)

@@ -65,7 +65,9 @@ class OneRun:
         self.modules = set(sys.modules)
         self.state = open(folder / "state", "wb", buffering=0)  # noqa: SIM115  (open until the process ends)
         self.session: Any = None
-        self.first_part: set[str] = set()  # tests of the current task, where a first word is wanted after them
+        self.first_part: set[str] = (
+            set()
+        )  # tests of the current task, where a first word is wanted after them
         self.order: dict[str, int] = {}  # of the tests in the report
         self.pair: Pair | None = None
 

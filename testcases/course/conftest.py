@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,6 +254,22 @@ def toy(tmp_path: Path, built_toy: ToyRepo) -> ToyRepo:
     """A fresh copy of the toy course."""
     shutil.copytree(built_toy.root, tmp_path / "repo", ignore=shutil.ignore_patterns("__pycache__"))
     return ToyRepo(tmp_path / "repo", built_toy.server)
+
+
+@pytest.fixture
+def watch(toy: ToyRepo) -> Iterator[Callable[..., Any]]:
+    """watch(*arguments) → Screen on which `course watch` runs; ended after the test."""
+    from testcases.course.screen import Screen  # needs a system with terminals
+
+    screens = []
+
+    def start(*arguments: str) -> Any:
+        screens.append(Screen(toy, *arguments))
+        return screens[-1]
+
+    yield start
+    for screen in screens:
+        screen.close()
 
 
 @pytest.fixture

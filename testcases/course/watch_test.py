@@ -15,25 +15,11 @@ from pathlib import Path
 import pytest
 
 from testcases.course import warm
-from testcases.course.screen import PATIENCE, Screen
+from testcases.course.screen import PATIENCE
 
 UNSOLVED = 'raise NotImplementedError("task 1.1: double the number")'
 UNSOLVED_ROOT = 'raise NotImplementedError("task 1.2: refuse negative numbers")'
 ROOT_BODY = "if x < 0:\n        raise ValueError(x)\n    return x**0.5"
-
-
-@pytest.fixture
-def watch(toy):
-    """watch(*arguments) → Screen; ended after the test."""
-    screens = []
-
-    def start(*arguments):
-        screens.append(Screen(toy, *arguments))
-        return screens[-1]
-
-    yield start
-    for screen in screens:
-        screen.close()
 
 
 def in_place(path, text):
