@@ -24,7 +24,7 @@ import warnings
 @pytest.mark.parametrize("n", range(24))
 def test_many(lesson, expect, n):
     """√n²."""
-    time.sleep(0.3 if n == 2 else 0.02)  # its report comes after later ones
+    time.sleep({2: 0.3, 3: 0.5}.get(n, 0.02))  # whoever takes which of them, reports come in another order
     expect.close("root", lesson.optimizer.root(n * n), float(n), source="√n²", atol=1e-9, because="rounding")
 '''
 IN_HELPER = "os.getpid() != os.getpgid(0)"  # the run leads a process group, and its helper is in it
@@ -54,7 +54,7 @@ def test_report_is_that_of_one_process(crowd, watch, tmp_path):
         tell,
         "if x > 0:",
         "    warnings.warn(f'root of {x}', " + strange + ")",
-        "if x in (4, 25, 121, 400):",
+        "if x in (4, 9, 25, 121):",
         "    return -x",
     ]
     in_place(crowd.skeleton, solved(crowd, root=root(*lines)))
