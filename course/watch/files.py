@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 POLL = 0.02  # seconds between two looks
-_QUIET = 0.02  # a save is over when nothing has changed for so long
+_QUIET = 0.01  # a save is over when nothing has changed for so long
 _RETURNS = 0.3  # a file that disappears is taken for deleted after so long: editors rename in two steps
 _LONGEST = 2.0  # something that never stops writing is not waited for any longer
 

@@ -155,10 +155,9 @@ class OneRun:
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         if nodeid not in self.first_part:
             return
-        self.first_part.remove(nodeid)
-        if self.first_part:
+        now = [o for o in run_of(self.session.config).outcomes if o.nodeid in self.first_part]
+        if {o.nodeid for o in now} != self.first_part:
             return
-        now = run_of(self.session.config).outcomes
         ran = [o for o in now if o.outcome != SKIPPED]
         bad = sum(o.outcome in (FAILED, TIMEOUT) for o in ran)
         todo = sum(o.outcome == TODO for o in ran)
