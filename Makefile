@@ -14,7 +14,7 @@ help:
 	@echo "make lint    format and lint check; make types: type check (parts of make test)"
 	@echo "make torture the fault matrix: what may happen to a checkpoint, done to ours (half an hour)"
 	@echo "make sweep   kill training runs again and again, resume them, compare every bit (minutes)"
-	@echo "make bench   what training/ costs beside plain torch (minutes, 5 GB of disk)"
+	@echo "make bench   what training/ costs beside plain torch, how fast course watch answers (minutes, 5 GB of disk)"
 	@echo "make notebooks  run every notebook, on the solutions and on the skeletons, and compare with what is committed"
 	@echo "make docs    build the site, English and Chinese, into site/ (open site/index.html; needs no network)"
 	@echo "make docs-test  build it, check every link, and open every page in a browser (minutes)"
@@ -64,6 +64,7 @@ sweep: ready
 bench: ready
 	$(VENV_PYTHON) -m benchmarks.overhead --check
 	$(VENV_PYTHON) -m benchmarks.checkpoint --check
+	$(VENV_PYTHON) -m benchmarks.watch --check
 
 notebooks: ready
 	$(VENV_PYTHON) -m course notebooks run

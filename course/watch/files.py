@@ -2,7 +2,7 @@
 
 The kernel's notifications do not arrive on network mounts and in many containers, and editors save in different
 ways: in place, or by writing another file and renaming it. Time, size and inode of the file under its own name
-show all of them, everywhere, at 0.5 % of a core.
+show all of them, everywhere, at 2 % of a core.
 """
 
 import os
