@@ -21,7 +21,9 @@ def rates_used(optimizer, scheduler, updates, metrics=None):
     used = []
     for update in range(updates):
         used.append([float(group["lr"]) for group in optimizer.param_groups])
-        if update == 0:  # its weights do not matter here, but torch's schedules warn where there was never a step
+        if (
+            update == 0
+        ):  # its weights do not matter here, but torch's schedules warn where there was never a step
             optimizer.step()
         scheduler.step(*([] if metrics is None else [metrics[update]]))
     return used
