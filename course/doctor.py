@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from course.cores import cores
 from course.lang import current, tr
 from course.registry import ROOT
 
@@ -137,15 +138,14 @@ def _low_precision() -> Finding:
 
 def _processes() -> Finding:
     what = tr("processes", "进程")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if hasattr(os, "fork"):
-        return Finding(what, OK, tr(f"{cores} cores, fork works", f"{cores} 个核心，支持 fork"))
+        return Finding(what, OK, tr(f"{cores()} cores, fork works", f"{cores()} 个核心，支持 fork"))
     return Finding(
         what,
         NOTE,
         tr(
-            f"{cores} cores, no fork: the gates start a fresh process for each run, and tests have no time limit",
-            f"{cores} 个核心，不支持 fork：gates 每次都会启动新进程，测试也没有时间上限",
+            f"{cores()} cores, no fork: the gates start a fresh process for each run, and tests have no time limit",
+            f"{cores()} 个核心，不支持 fork：gates 每次都会启动新进程，测试也没有时间上限",
         ),
     )
 

@@ -22,6 +22,7 @@ from typing import Protocol
 
 import pytest
 
+from course.cores import cores
 from course.outcomes import TestOutcome
 from course.registry import ROOT, Lesson
 
@@ -56,9 +57,7 @@ class TrialResult:
 
 def run_trials(trials: list[Trial], jobs: int | None = None) -> Iterator[TrialResult]:
     """Run all trials, `jobs` at a time (default: one for each core); yields the results of a lesson together."""
-    count = (
-        jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
-    )
+    count = jobs or cores()
     with tempfile.TemporaryDirectory(prefix="course-trials-") as scratch:
         if not hasattr(os, "fork"):
             yield from _run_all(trials, count, _spawn, Path(scratch))

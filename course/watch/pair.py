@@ -4,6 +4,7 @@ The run forks a helper when the order of the tests is known. Both take the numbe
 neither waits for the other; the helper sends its reports back, and the run shows them as if they were its own.
 """
 
+import contextlib
 import os
 import pickle
 import signal
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from course.cores import cores
 from course.run import run_of
 
 _WORTH_IT = 16  # tests; fewer are over before a process is forked
@@ -24,8 +26,7 @@ _NUMBER = 2  # bytes of a ticket
 
 def worth_it(tests: int) -> bool:
     """Are there as many tests as that, and a core for each of two processes?"""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return tests >= _WORTH_IT and cores > 1
+    return tests >= _WORTH_IT and cores() > 1
 
 
 class Tickets:
@@ -51,8 +52,8 @@ def run_one(item: pytest.Item) -> None:
 class Helper:
     """The forked process. As a plugin of pytest it collects what the run has to be told."""
 
-    def __init__(self, session: pytest.Session, to_run: Connection) -> None:
-        self.session, self.to_run = session, to_run
+    def __init__(self, to_run: Connection) -> None:
+        self.to_run = to_run
         self.reports: list[Any] = []
         self.warnings: list[tuple[Any, ...]] = []
 
@@ -107,7 +108,7 @@ class Pair:
                 plugins = self.session.config.pluginmanager
                 plugins.unregister(run_plugin)
                 plugins.unregister(name="terminalreporter")
-                helper = Helper(self.session, to_run)
+                helper = Helper(to_run)
                 plugins.register(helper)
                 helper.work(self.items, self.tickets)
             except BaseException:
@@ -170,6 +171,7 @@ class Pair:
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         sys.stdout.flush()
         if status < 0:
-            signal.signal(-status, signal.SIG_DFL)
+            with contextlib.suppress(OSError):  # nobody can handle SIGKILL, so it needs no default
+                signal.signal(-status, signal.SIG_DFL)
             os.kill(os.getpid(), -status)
         os._exit(status)

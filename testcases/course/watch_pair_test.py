@@ -94,8 +94,9 @@ def test_first_word_comes_when_both_have_ended_their_part(crowd, watch):
     [
         ("os._exit(3)", "Your code ended the whole process, with status 3, in test_"),
         ("os.kill(os.getpid(), 11)", "The process died of SIGSEGV in test_"),
+        ("os.kill(os.getpid(), 9)", "The process died of SIGKILL in test_"),  # as where memory has run out
     ],
-    ids=["exit", "signal"],
+    ids=["exit", "crash", "kill"],
 )
 def test_death_of_the_helper_is_that_of_the_run(crowd, watch, ending, said):
     in_place(crowd.skeleton, text := solved(crowd, root=root(f"if x > 0 and {IN_HELPER}:", "    " + ending)))
