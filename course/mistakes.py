@@ -58,6 +58,9 @@ class Catalogue:
     variants: list[Entry] = field(default_factory=list)
 
 
+_parsed = cache(tomllib.loads)  # a diagnosis reads the catalogue twice; nobody writes into the tables
+
+
 def read_catalogue(lesson: Lesson) -> Catalogue:
     """Read and check the lesson's file.
 
@@ -69,7 +72,7 @@ def read_catalogue(lesson: Lesson) -> Catalogue:
     if not path.is_file():
         raise CourseError(f"{name} is missing: every lesson has known mistakes and accepted variants")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = _parsed(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise CourseError(f"{name}: {error}") from error
     if unknown := set(table) - {"mistake", "variant"}:

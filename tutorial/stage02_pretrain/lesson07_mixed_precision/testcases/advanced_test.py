@@ -356,12 +356,12 @@ def test_memory_that_is_measured(lesson, expect, rng, precision):
 @pytest.mark.task("7.7")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_training_follows_a_hand_written_loop(lesson, expect, rng, device, precision):
-    """Windows of up to 3 of 5 micro-batches, 2 epochs, clipping, a schedule, SGD with momentum, s = 2^9, interval 3."""
+    """Windows of up to 2 of 3 micro-batches, 2 epochs, clipping, a schedule, SGD with momentum, s = 2^9, interval 3."""
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     model = TinyLM(rng).to(device)
     names = [name for name, _ in model.named_parameters()]
     masters = {name: param.detach().clone().requires_grad_() for name, param in model.named_parameters()}
-    batches = random_batches(rng, 5)
+    batches = random_batches(rng, 3)
 
     def build(params):
         optimizer = torch.optim.SGD(params, lr=0.2, momentum=0.9)
@@ -377,7 +377,7 @@ def test_training_follows_a_hand_written_loop(lesson, expect, rng, device, preci
     optimizer, scheduler = build(list(masters.values()))
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**9, growth_interval=3)
     want = []
-    for window in [batches[0:3], batches[3:5]] * 2:
+    for window in [batches[0:2], batches[2:3]] * 2:
         count = sum(int((data["labels"] != -100).sum()) for data in window)
         total = 0.0
         for data in window:
@@ -404,7 +404,7 @@ def test_training_follows_a_hand_written_loop(lesson, expect, rng, device, preci
         max_epochs=2,
         scheduler=scheduler,
         log_interval=1,
-        accumulation_steps=3,
+        accumulation_steps=2,
         max_grad_norm=0.3,
         precision=precision,
         scaler=lesson.loss_scaler.LossScaler(init_scale=2.0**9, growth_interval=3),
@@ -426,7 +426,7 @@ def test_training_follows_a_hand_written_loop(lesson, expect, rng, device, preci
 
 @pytest.mark.task("7.7", "7.3")
 def test_training_in_float16_finds_its_scale(lesson, expect, observe, rng):
-    """s = 2^26, far too large; 22 windows of two micro-batches, AdamW with a schedule per update, growth every 1000."""
+    """s = 2^26, far too large; 22 windows of one micro-batch, AdamW with a schedule per update, growth every 1000."""
     model = TinyLM(rng)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 0.99**update)
@@ -434,10 +434,9 @@ def test_training_in_float16_finds_its_scale(lesson, expect, observe, rng):
     trainer = lesson.trainer.TrainerFromScratch(
         model,
         optimizer,
-        random_batches(rng, 11) * 4,
+        random_batches(rng, 11) * 2,
         scheduler=scheduler,
         log_interval=5,
-        accumulation_steps=2,
         precision="fp16",
         scaler=scaler,
     )
